@@ -1,0 +1,15 @@
+# Every csrc/models/<name>.cpp that defines `const Architecture k<Name>Architecture` is one architecture. The list is generated,
+# not self-registered: a linker may drop a static initialiser from a static library, never a symbol that is referred to.
+set(HALFBYTE_ARCHITECTURE_DECLARATIONS "")
+set(HALFBYTE_ARCHITECTURE_ENTRIES "")
+file(GLOB HALFBYTE_MODEL_FILES CONFIGURE_DEPENDS csrc/models/*.cpp)
+foreach(file ${HALFBYTE_MODEL_FILES})
+  file(STRINGS ${file} definition REGEX "^extern const Architecture k[A-Za-z0-9]+Architecture")
+  if(definition)
+    string(REGEX MATCH "k[A-Za-z0-9]+Architecture" symbol "${definition}")
+    string(APPEND HALFBYTE_ARCHITECTURE_DECLARATIONS "extern const Architecture ${symbol};\n")
+    string(APPEND HALFBYTE_ARCHITECTURE_ENTRIES "    &${symbol},\n")
+  endif()
+endforeach()
+configure_file(cmake/architectures.cpp.in ${CMAKE_BINARY_DIR}/generated/architectures.cpp @ONLY)
+target_sources(halfbyte_core PRIVATE ${CMAKE_BINARY_DIR}/generated/architectures.cpp)

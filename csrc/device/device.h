@@ -1,0 +1,138 @@
+// The op vocabulary: everything a forward pass asks of a machine. No implementation here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "core/dtype.h"
+#include "core/tensor.h"
+#include "core/thread_pool.h"
+#include "core/weight.h"
+
+namespace halfbyte {
+
+enum class Precision {
+    high,     ///< Default. At least as accurate as 16-bit floating point everywhere.
+    fast,     ///< int8 activations in linear layers.
+    float32,  ///< The reference: float32 activations on decoded rows, float32 cache.
+};
+
+struct DeviceOptions {
+    int threads = 0;  ///< 0: one per available core
+    Precision precision = Precision::high;
+};
+
+/// Device memory; freed by the last owner.
+struct Buffer {
+    void* data = nullptr;
+    size_t bytes = 0;
+    std::shared_ptr<void> owner;
+};
+
+enum class Activation { none, relu, gelu, gelu_tanh, silu, tanh };
+
+/// One product of a linear call: y = x W^T + bias (or y += ...).
+struct LinearPart {
+    const Weight* weight = nullptr;  ///< [n, k], made by upload()
+    const float* bias = nullptr;     ///< [n] on the device, or null
+    Tensor y;                        ///< [rows of x, n]
+    bool accumulate = false;         ///< y += W x + bias: the residual add
+};
+
+/// The low-rank products of one adapter for one linear layer. A and B are device pointers in the dtype they were saved in.
+struct LoraFactors {
+    const void* a = nullptr;  ///< [rank, in]
+    const void* b = nullptr;  ///< [out, rank]
+    DType a_dtype = DType::f32, b_dtype = DType::f32;
+    int64_t rank = 0;
+    float scale = 1;  ///< lora_alpha / r, or lora_alpha / sqrt(r)
+};
+
+/// Consecutive tokens of one sequence in a packed batch, and where their keys are.
+struct Sequence {
+    int64_t first_row = 0;  ///< first row of this sequence in the batch
+    int64_t rows = 0;       ///< new tokens
+    int64_t first_key = 0;  ///< row of the key/value store that holds this sequence's first key
+    int64_t keys = 0;       ///< keys to attend to, those of the new tokens included; query i sits at position keys - rows + i
+};
+
+/// Keys or values: [n, heads * head_dim] elements of `dtype` (f32 or f16), rows `stride` elements apart.
+struct KvView {
+    void* data = nullptr;
+    DType dtype = DType::f32;
+    int64_t stride = 0;
+};
+
+struct AttentionParams {
+    int64_t heads = 0, kv_heads = 0, head_dim = 0;
+    float scale = 0;                ///< usually 1 / sqrt(head_dim)
+    bool causal = false;
+    int64_t window = 0;             ///< > 0: query at p sees keys p - window + 1 .. p
+    float softcap = 0;              ///< > 0: scores become softcap * tanh(score / softcap)
+    const float* bias = nullptr;    ///< added to the scores: [heads or 1, rows, keys] on the device, one sequence only
+    int64_t bias_head_stride = 0;   ///< 0: one bias for all heads
+};
+
+enum class RopeStyle { half, interleaved };  ///< pairs (i, i + d/2) as in Hugging Face, or (2i, 2i + 1)
+
+enum class Pooling { mean, cls, max, last };
+
+/// A machine that can run a forward pass. Safe to call from many threads. Row counts may be zero.
+/// Every Tensor and pointer is in this device's memory unless marked host. Errors: out_of_memory, internal.
+class Device {
+public:
+    virtual ~Device() = default;
+    virtual std::string description() const = 0;  ///< "cpu avx2, 2 threads, high"
+    virtual Precision precision() const = 0;
+    virtual DType cache_dtype() const = 0;  ///< what a KV cache should hold
+    /// Threads for host-side work (loading, encoding).
+    virtual ThreadPool& host_pool() = 0;
+
+    virtual Buffer allocate(size_t bytes) = 0;  ///< 64-byte aligned, not zeroed
+    virtual void copy_to_device(void* device, const void* host, size_t bytes) = 0;
+    virtual void copy_to_host(void* host, const void* device, size_t bytes) = 0;
+    /// The weight in the layout this device runs best, for linear(). May share the planes it is given.
+    virtual Weight upload(const Weight& weight) = 0;
+    /// The weight for embed(): rows are looked up, not multiplied; often the same planes. A weight used by both
+    /// linear() and embed() (tied embeddings) is uploaded once through each.
+    virtual Weight upload_table(const Weight& weight) = 0;
+
+    /// All parts read the same x [rows, k]: activations are converted once, and there is one barrier.
+    virtual void linear(const Tensor& x, std::span<const LinearPart> parts) = 0;
+    /// y += scale * (x A^T) B^T for the rows that name an adapter. row_adapter (host) [x.rows]: index into `adapters`, or -1;
+    /// null: every row uses adapters[0]. An adapter with rank 0 leaves its rows alone.
+    virtual void lora(const Tensor& x, std::span<const LoraFactors> adapters, const int32_t* row_adapter, Tensor y) = 0;
+    /// out[i] = table[ids[i]] (+= if accumulate). ids: host [out.rows], in range.
+    virtual void embed(const Weight& table, std::span<const int32_t> ids, Tensor out, bool accumulate) = 0;
+
+    virtual void layer_norm(const Tensor& x, const float* gamma, const float* beta, float eps, Tensor out) = 0;
+    virtual void rms_norm(const Tensor& x, const float* gamma, float eps, Tensor out) = 0;
+    /// In place on every head of x [rows, heads * head_dim]; the first 2 * frequencies.size() dims of a head turn by
+    /// position * frequency (host, radians per position); magnitude multiplies cos and sin (YaRN). positions: host [rows].
+    virtual void rope(Tensor x, int64_t head_dim, std::span<const int32_t> positions, std::span<const float> frequencies,
+                      float magnitude, RopeStyle style) = 0;
+    /// Writes the new keys or values of each sequence behind those it has (rows first_key + keys - rows ...).
+    virtual void store_kv(const Tensor& x, std::span<const Sequence> sequences, KvView store) = 0;
+    /// out [rows, heads * head_dim] = softmax(q k^T * scale ...) v, per sequence.
+    virtual void attention(const Tensor& q, KvView k, KvView v, std::span<const Sequence> sequences,
+                           const AttentionParams& params, Tensor out) = 0;
+    virtual void activate(Activation activation, Tensor x) = 0;
+    /// gate = activation(gate) * up
+    virtual void gated_activation(Activation activation, Tensor gate, const Tensor& up) = 0;
+    virtual void add(Tensor x, const Tensor& y) = 0;  ///< x += y
+    /// out[i] = x[rows[i]]; rows: host.
+    virtual void gather_rows(const Tensor& x, std::span<const int32_t> rows, Tensor out) = 0;
+    /// One row per sequence (keys and first_key unused); normalize: to unit L2 norm (as torch: / max(norm, 1e-12)).
+    virtual void pool(const Tensor& x, std::span<const Sequence> sequences, Pooling pooling, bool normalize, Tensor out) = 0;
+};
+
+/// name: "cpu", "cuda" or "auto". Errors: not_found with one clear sentence where this build or machine has no such device;
+/// invalid_argument for any other name.
+std::shared_ptr<Device> make_device(std::string_view name, const DeviceOptions& options);
+
+}  // namespace halfbyte

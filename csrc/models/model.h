@@ -1,0 +1,69 @@
+// A loaded network, and the table of architectures.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "nn/layers.h"
+
+namespace halfbyte {
+
+class Loader;
+
+/// Facts that the runtime needs about any network.
+struct ModelInfo {
+    std::string architecture;  ///< "llama"
+    bool causal = false;       ///< a decoder with a KV cache
+    bool has_logits = false;   ///< there is an output layer over the vocabulary
+    int64_t vocab_size = 0, hidden_size = 0, layers = 0, max_positions = 0;
+    int64_t heads = 0, kv_heads = 0, head_dim = 0;
+    int64_t token_types = 0;  ///< 0: the network takes no token types
+};
+
+/// A linear layer by the name PEFT gives it ("model.layers.0.self_attn.q_proj"), its index being Linear::module.
+struct Module {
+    std::string name;
+    int64_t in_features = 0, out_features = 0;
+};
+
+/// Immutable after loading: safe to share between threads and sessions.
+class Model {
+public:
+    virtual ~Model() = default;
+    /// Hidden states after the final norm, [T, hidden].
+    virtual Tensor forward(const Context& context) const = 0;
+    /// hidden [n, hidden] -> [n, vocab]. Only where info().has_logits.
+    virtual Tensor logits(const Context& context, const Tensor& hidden) const;
+
+    const ModelInfo& info() const { return info_; }
+    const std::vector<Module>& modules() const { return modules_; }
+    /// All uploaded weights, for reports: names, storages, sizes.
+    struct WeightReport {
+        std::string name, storage;
+        int64_t rows, cols;
+        size_t bytes;
+    };
+    const std::vector<WeightReport>& weights() const { return weights_; }
+
+protected:
+    friend class Loader;
+    ModelInfo info_;
+    std::vector<Module> modules_;
+    std::vector<WeightReport> weights_;
+};
+
+struct Architecture {
+    std::string_view name;                           ///< "llama": GGUF general.architecture and halfbyte's own word
+    std::span<const std::string_view> hf_names;      ///< config.json "architectures" entries that this file runs
+    std::span<const std::string_view> model_types;   ///< config.json "model_type" values, for folders without "architectures"
+    std::unique_ptr<Model> (*load)(Loader& loader);
+};
+
+/// Every architecture of csrc/models/, from a list that CMake generates.
+std::span<const Architecture* const> architectures();
+
+}  // namespace halfbyte

@@ -1,0 +1,116 @@
+// A model ready to run: what Python and the C ABI stand on. Never names an architecture.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "device/device.h"
+#include "models/model.h"
+#include "nn/adapter.h"
+#include "runtime/sampler.h"
+#include "runtime/text.h"
+
+namespace halfbyte {
+
+struct EngineOptions {
+    std::string device = "auto";  ///< "cpu", "cuda", "auto"
+    int threads = 0;              ///< 0: one per available core
+    Precision precision = Precision::high;
+    std::string quantize;  ///< empty: the file's own values; "nf4", "fp4", "int8", "bf16", "f16"
+    std::function<void(double)> progress;
+};
+
+/// Sequences packed one behind the other; host memory.
+struct TokenBatch {
+    std::span<const int32_t> tokens;       ///< [total]
+    std::span<const int64_t> lengths;      ///< one per sequence, each >= 0, summing to total
+    std::span<const int32_t> positions;    ///< [total] or empty: 0, 1, 2, ... in each sequence
+    std::span<const int32_t> token_types;  ///< [total] or empty: 0
+};
+
+struct GenerateOptions {
+    int64_t max_tokens = 256;  ///< stops with "length" here, or where the context is full
+    SamplingOptions sampling;
+    std::vector<std::string> stop;           ///< needs a vocabulary (Engine::set_vocabulary)
+    std::vector<int32_t> stop_tokens;        ///< end-of-sequence ids; not part of the output
+    std::shared_ptr<const Adapter> adapter;  ///< null: none
+};
+
+class Engine;
+
+/// One running generation: a cache, a sampler, a text stream. Not shared between threads; dropping it abandons the work.
+class Generation {
+public:
+    Generation(std::shared_ptr<const Engine> engine, std::span<const int32_t> prompt, GenerateOptions options);
+    ~Generation();
+
+    /// Does a bounded piece of work: a chunk of the prompt or one token. False once finished.
+    bool step();
+    /// Text made certain by the last step (UTF-8; may be empty; empty without a vocabulary).
+    const std::string& piece() const { return piece_; }
+    const std::vector<int32_t>& tokens() const { return tokens_; }  ///< generated so far
+    /// "" while running; "stop" (end-of-sequence token or stop string) or "length".
+    const std::string& finish_reason() const { return finish_reason_; }
+    int64_t prompt_tokens() const { return int64_t(prompt_.size()); }
+
+private:
+    struct State;
+    std::shared_ptr<const Engine> engine_;
+    std::vector<int32_t> prompt_, tokens_;
+    GenerateOptions options_;
+    std::string piece_, finish_reason_;
+    std::unique_ptr<State> state_;
+};
+
+/// Safe from many threads at once. Generations and calls in flight keep what they use alive.
+class Engine : public std::enable_shared_from_this<Engine> {
+public:
+    /// Errors: those of Checkpoint::open, load_model, make_device, encode.
+    static std::shared_ptr<Engine> load(const std::filesystem::path& path, const EngineOptions& options);
+
+    const ModelInfo& info() const { return model_->info(); }
+    const Model& model() const { return *model_; }
+    Device& device() const { return *device_; }
+    const std::string& format() const { return format_; }  ///< "gguf", "safetensors", "bitsandbytes"
+    const std::string& path() const { return path_; }
+    double load_seconds() const { return load_seconds_; }
+
+    /// out: [total, vocab]. Errors: invalid_argument (a token id out of range, too many positions, no output layer).
+    void logits(const TokenBatch& batch, const Adapter* adapter, float* out) const;
+    /// out: [total, hidden], after the final norm.
+    void hidden_states(const TokenBatch& batch, const Adapter* adapter, float* out) const;
+    /// out: [sequences, hidden].
+    void embed(const TokenBatch& batch, const Adapter* adapter, Pooling pooling, bool normalize, float* out) const;
+
+    /// Reads a PEFT folder and keeps it under `name`, replacing one of that name. Errors: those of read_peft_adapter.
+    void load_adapter(const std::filesystem::path& path, const std::string& name);
+    /// Calls in flight keep it until they end. Error not_found, naming those there are.
+    void unload_adapter(const std::string& name);
+    std::shared_ptr<const Adapter> adapter(const std::string& name) const;
+    std::vector<std::string> adapter_names() const;
+
+    /// Bytes of every token id ("" for those that show nothing), for text and stop strings.
+    void set_vocabulary(std::vector<std::string> pieces);
+    std::shared_ptr<const std::vector<std::string>> vocabulary() const;
+
+private:
+    Engine() = default;
+    std::string format_, path_;
+    double load_seconds_ = 0;
+    std::shared_ptr<Device> device_;
+    std::unique_ptr<Model> model_;
+    mutable std::mutex mutex_;  // guards the two below
+    std::map<std::string, std::shared_ptr<const Adapter>> adapters_;
+    std::shared_ptr<const std::vector<std::string>> vocabulary_;
+};
+
+}  // namespace halfbyte

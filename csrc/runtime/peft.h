@@ -1,0 +1,19 @@
+// PEFT adapter folders -> Adapter bound to a model.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "models/model.h"
+#include "nn/adapter.h"
+
+namespace halfbyte {
+
+/// adapter_config.json + adapter_model.safetensors of PEFT (peft 0.21, src/peft/tuners/lora). Every tensor must bind to a
+/// module of the model and every field that changes the result must be understood.
+/// Errors: not_found, corrupt (shapes that do not fit the layer), unsupported (naming the field or tensor).
+std::shared_ptr<const Adapter> read_peft_adapter(const std::filesystem::path& folder, std::string name, const Model& model,
+                                                 Device& device);
+
+}  // namespace halfbyte

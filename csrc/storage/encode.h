@@ -1,0 +1,23 @@
+// Float matrices to every storage that halfbyte can write. Scalar, and the truth: bit for bit what the reference packages make.
+#pragma once
+
+#include <string_view>
+
+#include "core/thread_pool.h"
+#include "core/weight.h"
+
+namespace halfbyte {
+
+/// What `quantize=` and ops.quantize() accept.
+struct EncodeOptions {
+    std::string_view format = "nf4";  ///< "nf4", "fp4", "int8" (Q8_0: blocks of 32), "f32", "f16", "bf16"
+    int block_size = 64;              ///< nf4 and fp4: 32, 64, ..., 4096
+    bool double_quant = true;         ///< nf4 and fp4: scales as bytes in blocks of 256
+};
+
+/// values: float32 [rows, cols]. NF4 and FP4 follow bitsandbytes (quantize_4bit), int8 follows gguf's Q8_0.
+/// Errors: invalid_argument for an unknown format or a wrong block size; for int8, cols not a multiple of 32;
+/// a NaN or infinity in `values` for the quantised formats.
+Weight encode(const float* values, int64_t rows, int64_t cols, const EncodeOptions& options, ThreadPool& pool);
+
+}  // namespace halfbyte

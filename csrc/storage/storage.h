@@ -1,0 +1,87 @@
+// What the bytes of a weight mean. One class per format; the scalar decode here is the truth that kernels are tested against.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "core/dtype.h"
+#include "core/weight.h"
+
+namespace halfbyte {
+
+enum class StorageKind {
+    floating,     ///< FloatStorage
+    codebook4,    ///< Codebook4
+    int8_blocks,  ///< Int8Blocks
+    other,        ///< Runs through "decode a row, then dot"; or a device's own layout, which only that device reads.
+};
+
+/// Stateless; one object per format, alive for the whole program.
+class Storage {
+public:
+    virtual ~Storage() = default;
+    virtual std::string_view name() const = 0;  ///< "f32", "nf4", "q4_1", ...
+    virtual StorageKind kind() const = 0;
+    /// Checks plane sizes and parameters against rows and cols. `where` starts the error ("model.safetensors: tensor x").
+    /// Errors: corrupt.
+    virtual void validate(const Weight& weight, std::string_view where) const = 0;
+    /// Row `row` as float32 into out[cols]. The exact value of the format, float32 arithmetic in the reference's order.
+    virtual void decode_row(const Weight& weight, int64_t row, float* out) const = 0;
+};
+
+class FloatStorage : public Storage {
+public:
+    StorageKind kind() const override { return StorageKind::floating; }
+    virtual DType dtype() const = 0;  ///< f32, f16 or bf16. Plane 0: [rows, cols] elements.
+};
+
+/// value = levels[code] * scale + offset, one scale and offset per block of consecutive elements.
+class Codebook4 : public Storage {
+public:
+    StorageKind kind() const override { return StorageKind::codebook4; }
+    virtual std::span<const float, 16> levels(const Weight& weight) const = 0;
+    virtual bool has_offsets() const = 0;
+    /// True where each row is a whole number of blocks, so that unpack_row() below may be called.
+    static bool rows_are_whole_blocks(const Weight& weight) { return weight.cols % weight.block_size == 0; }
+    /// codes[cols] in 0..15, scales[cols / block_size], offsets[cols / block_size] (untouched where has_offsets() is false;
+    /// may then be null). Requires rows_are_whole_blocks().
+    virtual void unpack_row(const Weight& weight, int64_t row, uint8_t* codes, float* scales, float* offsets) const = 0;
+};
+
+/// value = level * scale, level a signed byte, one scale per block of consecutive elements of a row.
+class Int8Blocks : public Storage {
+public:
+    StorageKind kind() const override { return StorageKind::int8_blocks; }
+    /// levels[cols], scales[cols / block_size]. cols is a multiple of block_size.
+    virtual void unpack_row(const Weight& weight, int64_t row, int8_t* levels, float* scales) const = 0;
+};
+
+// The formats. Plane layout of each is told in its file.
+const FloatStorage& float_storage(DType dtype);  ///< f32, f16, bf16; anything else: Error internal.
+const Codebook4& nf4_storage();                  ///< bitsandbytes NF4, plain or double-quantised scales.
+const Codebook4& fp4_storage();                  ///< bitsandbytes FP4, likewise.
+const Codebook4& q4_0_storage();                 ///< GGUF Q4_0.
+const Codebook4& q4_1_storage();                 ///< GGUF Q4_1.
+const Int8Blocks& q8_0_storage();                ///< GGUF Q8_0; also what quantize="int8" makes.
+
+/// Planes of NF4 and FP4, as bitsandbytes stores them; blocks run over the flattened row-major matrix and may cross rows.
+enum Bnb4Plane : int {
+    kBnb4Codes = 0,         ///< u8 [(rows*cols + 1) / 2]; element 2i in the high nibble
+    kBnb4Absmax = 1,        ///< plain: f32 [blocks]; double-quantised: u8 [blocks]
+    kBnb4Map = 2,           ///< f32 [16], the levels of this very file
+    kBnb4NestedAbsmax = 3,  ///< double-quantised only: f32 [ceil(blocks / nested_block_size)]
+    kBnb4NestedMap = 4,     ///< double-quantised only: f32 [256]
+};
+
+/// The whole weight as float32 [rows, cols].
+void decode(const Weight& weight, float* out);
+
+/// Weight over a float matrix. A 2-D view of memory that `owner` keeps alive.
+Weight make_float_weight(const void* data, DType dtype, int64_t rows, int64_t cols, std::shared_ptr<const void> owner);
+
+/// The same weight with its rows in another order: row i of the result is row order[i]. Owns new planes; exact.
+/// Errors: unsupported where blocks cross rows (the values could not be kept).
+Weight reorder_rows(const Weight& weight, std::span<const int64_t> order);
+
+}  // namespace halfbyte

@@ -1,0 +1,1 @@
+"""Runs transformers whose weights take half a byte each."""

@@ -1,0 +1,170 @@
+"""The extension module: convert arguments, call the core, translate errors. Nothing here is public; see ``halfbyte``."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+class Error(Exception):
+    """Base of the errors below. ``str(error)`` says where, what was expected, what was found, what to do."""
+
+class InvalidArgumentError(Error, ValueError): ...
+class NotFoundError(Error, LookupError): ...
+class CorruptFileError(Error, ValueError): ...
+class UnsupportedError(Error, NotImplementedError): ...
+class OutOfMemoryError(Error, MemoryError): ...
+class InputOutputError(Error, OSError): ...
+class CancelledError(Error): ...
+class InternalError(Error, RuntimeError): ...
+
+def isas() -> list[str]:
+    """Instruction sets that this build has and this machine can run, best first: ["avx2", "scalar"]."""
+
+def isa() -> str:
+    """The one in use (HALFBYTE_ISA forces one, read when the first device is made)."""
+
+def architectures() -> list[str]: ...
+def available_cores() -> int: ...
+
+class Weight:
+    """A matrix [out, in] in the storage it was made with. Immutable."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def bits_per_weight(self) -> float: ...
+    def dequantize(self) -> NDArray[np.float32]: ...
+    def planes(self) -> dict[str, Any]:
+        """Copies. nf4, fp4: codes u8, absmax (f32, or u8 if double-quantised), quant_map f32 [16], and if double-quantised
+        nested_absmax f32, nested_quant_map f32 [256], nested_offset float. Others: data u8."""
+
+def quantize(weight: NDArray[np.float32], format: str, block_size: int, double_quant: bool) -> Weight: ...
+def weight_from_planes(format: str, rows: int, cols: int, block_size: int, planes: dict[str, Any]) -> Weight:
+    """The inverse of Weight.planes(); validated."""
+
+class Ops:
+    """The op vocabulary of one device on numpy arrays."""
+
+    def __init__(self, device: str, threads: int, precision: str) -> None: ...
+    @property
+    def description(self) -> str: ...
+    def linear(self, x: NDArray[np.float32], weight: Weight, bias: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """x [rows, in] -> [rows, out]. The weight is uploaded (repacked) on first use and the result kept with it."""
+    def attention(
+        self,
+        q: NDArray[np.float32],
+        k: NDArray[np.float32],
+        v: NDArray[np.float32],
+        causal: bool,
+        mask: NDArray[np.float32] | None,
+        scale: float,
+        window: int,
+        softcap: float,
+    ) -> NDArray[np.float32]:
+        """q [queries, heads, d], k and v [keys, kv_heads, d]; mask added to the scores, [1 or heads, queries, keys]."""
+    def layer_norm(self, x: NDArray[np.float32], gamma: NDArray[np.float32], beta: NDArray[np.float32] | None, eps: float) -> NDArray[np.float32]: ...
+    def rms_norm(self, x: NDArray[np.float32], gamma: NDArray[np.float32], eps: float) -> NDArray[np.float32]: ...
+    def activate(self, activation: str, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
+    def gated_activation(self, activation: str, gate: NDArray[np.float32], up: NDArray[np.float32]) -> NDArray[np.float32]: ...
+    def rope(self, x: NDArray[np.float32], head_dim: int, positions: NDArray[np.int32], frequencies: NDArray[np.float32], magnitude: float, interleaved: bool) -> NDArray[np.float32]: ...
+    def lora(
+        self, x: NDArray[np.float32], a: Sequence[NDArray[Any]], b: Sequence[NDArray[Any]], scales: Sequence[float], row_adapter: NDArray[np.int32] | None, y: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """y + scale * (x A^T) B^T per row. Arrays are float32, float16, or uint16 holding bfloat16."""
+
+class Checkpoint:
+    """An open checkpoint: a folder, a .safetensors file or a .gguf file."""
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def model_type(self) -> str: ...
+    def names(self) -> list[str]: ...
+    def shape(self, name: str) -> list[int]: ...
+    def weight(self, name: str) -> Weight: ...
+    def metadata(self, key: str) -> Any:
+        """GGUF: one value (numpy array for arrays of numbers, list of bytes for arrays of strings); None if absent."""
+    def metadata_json(self) -> str: ...
+
+class Generation:
+    """One running generation; iterate or drop it."""
+
+    def step(self) -> bool:
+        """A chunk of the prompt or one token; releases the GIL. False once finished."""
+    @property
+    def piece(self) -> str: ...
+    @property
+    def tokens(self) -> list[int]: ...
+    @property
+    def finish_reason(self) -> str: ...
+
+class Engine:
+    @staticmethod
+    def load(
+        path: str,
+        device: str,
+        threads: int,
+        precision: str,
+        quantize: str,
+        progress: Callable[[float], None] | None,
+    ) -> Engine: ...
+    def info(self) -> dict[str, Any]:
+        """architecture, format, path, causal, has_logits, vocab_size, hidden_size, layers, max_positions, heads, kv_heads,
+        head_dim, token_types, device, precision, load_seconds, weights: list of dict(name, storage, rows, cols, bytes)."""
+    def logits(
+        self, tokens: NDArray[np.int32], lengths: NDArray[np.int64], adapter: str | None
+    ) -> NDArray[np.float32]:
+        """[total, vocab]"""
+    def hidden_states(
+        self,
+        tokens: NDArray[np.int32],
+        lengths: NDArray[np.int64],
+        positions: NDArray[np.int32] | None,
+        token_types: NDArray[np.int32] | None,
+        adapter: str | None,
+    ) -> NDArray[np.float32]:
+        """[total, hidden]"""
+    def embed(
+        self,
+        tokens: NDArray[np.int32],
+        lengths: NDArray[np.int64],
+        token_types: NDArray[np.int32] | None,
+        pooling: str,
+        normalize: bool,
+        adapter: str | None,
+    ) -> NDArray[np.float32]:
+        """[sequences, hidden]; pooling: mean, cls, max, last"""
+    def load_adapter(self, path: str, name: str) -> None: ...
+    def unload_adapter(self, name: str) -> None: ...
+    def adapter_names(self) -> list[str]: ...
+    def adapter_modules(self, name: str) -> list[str]: ...
+    def modules(self) -> list[tuple[str, int, int]]: ...
+    def set_vocabulary(self, pieces: Sequence[bytes]) -> None: ...
+    def generate(
+        self,
+        prompt: NDArray[np.int32],
+        max_tokens: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        repetition_penalty: float,
+        presence_penalty: float,
+        frequency_penalty: float,
+        seed: int,
+        stop: Sequence[str],
+        stop_tokens: Sequence[int],
+        adapter: str | None,
+    ) -> Generation: ...
