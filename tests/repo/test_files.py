@@ -1,0 +1,89 @@
+"""Sizes, versions, generated lists and public headers."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+from source_tree import CSRC, ROOT, found, relative, sources
+
+from halfbyte import _core
+
+# Files past this length are two ideas, unless the reason stands here.
+LONGEST = 500
+LONG_FILES: dict[str, str] = {}
+
+
+def source_files():
+    python = [path for folder in ("python", "tests", "tools") for path in (ROOT / folder).rglob("*.py")]
+    return [*sources(), *sources(ROOT / "tests"), *python]
+
+
+def test_no_file_is_too_long():
+    lengths = {relative(path): len(path.read_text(encoding="utf-8").splitlines()) for path in source_files()}
+    too_long = {name: lines for name, lines in lengths.items() if lines > LONGEST and name not in LONG_FILES}
+    assert not too_long
+    assert not [name for name in LONG_FILES if lengths.get(name, 0) <= LONGEST], "no longer long: take it off the list"
+
+
+def test_no_path_of_somebodys_machine():
+    places = r"(?<![\w.~\-])/(?:work|root|home|Users)/\w|\.\./shared\b"
+    checked = [*source_files(), *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "tools").glob("*.sh")]
+    this_file = "tests/repo/test_files.py"
+    assert not [
+        f"{relative(path)}:{line}"
+        for path in checked
+        if relative(path) != this_file
+        for line in found(places, path.read_text(encoding="utf-8"))
+    ]
+
+
+def test_versions_agree():
+    def version_in(name, pattern):
+        match = re.search(pattern, (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        assert match, f"{name}: no version"
+        return match.group(1)
+
+    version = version_in("pyproject.toml", r'^version = "([^"]+)"')
+    assert version_in("CMakeLists.txt", r"^project\(halfbyte VERSION (\S+)") == version
+    header = (CSRC / "include/halfbyte/halfbyte.h").read_text(encoding="utf-8")
+    parts = [re.search(rf"#define HB_VERSION_{part}\s+(\d+)", header) for part in ("MAJOR", "MINOR", "PATCH")]
+    assert ".".join(part.group(1) for part in parts if part) == version
+    assert version_in("CHANGELOG.md", r"^## \[?([\d.]+)") == version
+    assert _core.__version__ == version
+    assert importlib.metadata.version("halfbyte") == version
+
+
+def test_every_architecture_of_models_is_in_the_generated_list():
+    files = {
+        path.stem
+        for path in (CSRC / "models").glob("*.cpp")
+        if re.search(r"^extern const Architecture k\w+Architecture", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert files == set(_core.architectures())
+    assert {"llama", "gpt2", "bert"} <= files
+
+
+def compiler(variable, default):
+    command = os.environ.get(variable, default)
+    assert shutil.which(command), f"{command} is needed: apt-get install {default} (12 or newer)"
+    return command
+
+
+PUBLIC_HEADERS = sorted((CSRC / "include" / "halfbyte").iterdir())
+STANDARDS = [("CC", "gcc", "c", "c11", ".h"), ("CXX", "g++", "c++", "c++11", ".h"), ("CXX", "g++", "c++", "c++17", ".hpp")]
+
+
+@pytest.mark.parametrize(
+    ("path", "standard"), [(path, s) for path in PUBLIC_HEADERS for s in STANDARDS if path.suffix == s[4]], ids=str
+)
+def test_public_headers_stand_alone(path, standard, tmp_path):
+    variable, default, language, name, suffix = standard
+    source = tmp_path / f"alone.{'c' if language == 'c' else 'cpp'}"
+    # Twice: the include guard works.
+    source.write_text(f"#include <halfbyte/{path.name}>\n#include <halfbyte/{path.name}>\n")
+    command = [compiler(variable, default), f"-std={name}", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
+    done = subprocess.run([*command, f"-I{CSRC / 'include'}", str(source)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
