@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -185,7 +186,7 @@ def _trial(
     engine: _core.Engine, task: str, prompt_tokens: int, decode_tokens: int, batch: int, adapter: str | None
 ) -> _Trial:
     info = engine.info()
-    weight_bytes, cache_bytes = _weight_bytes(info), _cache_bytes_per_token(info)
+    weight_bytes, cache_bytes = _weight_bytes(engine), _cache_bytes_per_token(info)
     if task == "encode":
         tokens, total = _tokens(info, prompt_tokens * batch), prompt_tokens * batch
         lengths = np.full(batch, prompt_tokens, np.int64)
@@ -244,9 +245,19 @@ def _check(info: dict[str, Any], tasks: Sequence[str], prompt_tokens: int, decod
 # --- what a pass costs, from the shapes and bytes of the loaded weights ---
 
 
-def _weight_bytes(info: dict[str, Any]) -> int:
-    """Read once by every pass, whatever its number of tokens."""
-    return sum(weight["bytes"] for weight in info["weights"])
+def _weight_bytes(engine: _core.Engine) -> int:
+    """Read once by every pass, whatever its number of tokens: the linear layers, not the tables of embeddings.
+
+    A table that is tied to the output layer stands in the report once, and is read as that layer.
+    """
+    layers = Counter((rows, cols) for _, cols, rows in engine.modules())
+    total = 0
+    for weight in reversed(engine.info()["weights"]):  # tables come before the output layer that may have their shape
+        shape = (weight["rows"], weight["cols"])
+        if layers[shape] > 0:
+            layers[shape] -= 1
+            total += weight["bytes"]
+    return total
 
 
 def _cache_bytes_per_token(info: dict[str, Any]) -> int:

@@ -73,7 +73,11 @@ def compiler(variable, default):
 
 
 PUBLIC_HEADERS = sorted((CSRC / "include" / "halfbyte").iterdir())
-STANDARDS = [("CC", "gcc", "c", "c11", ".h"), ("CXX", "g++", "c++", "c++11", ".h"), ("CXX", "g++", "c++", "c++17", ".hpp")]
+STANDARDS = [
+    ("CC", "gcc", "c", "c11", ".h"),
+    ("CXX", "g++", "c++", "c++11", ".h"),
+    ("CXX", "g++", "c++", "c++17", ".hpp"),
+]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +88,14 @@ def test_public_headers_stand_alone(path, standard, tmp_path):
     source = tmp_path / f"alone.{'c' if language == 'c' else 'cpp'}"
     # Twice: the include guard works.
     source.write_text(f"#include <halfbyte/{path.name}>\n#include <halfbyte/{path.name}>\n")
-    command = [compiler(variable, default), f"-std={name}", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
+    command = [
+        compiler(variable, default),
+        f"-std={name}",
+        "-Wall",
+        "-Wextra",
+        "-Wpedantic",
+        "-Werror",
+        "-fsyntax-only",
+    ]
     done = subprocess.run([*command, f"-I{CSRC / 'include'}", str(source)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -64,7 +64,9 @@ def test_nothing_reaches_into_a_device():
 
 def test_the_test_would_see_a_wrong_include(tmp_path):
     path = tmp_path / "x.cpp"
-    path.write_text('#include "cpu/simd.h"  // why\n// #include "io/config.h"\n/* #include "a/b.h" */\n#include <vector>\n')
+    path.write_text(
+        '#include "cpu/simd.h"  // why\n// #include "io/config.h"\n/* #include "a/b.h" */\n#include <vector>\n'
+    )
     assert includes(path) == ["cpu/simd.h"]
 
 
@@ -81,11 +83,13 @@ def test_networks_know_no_format_and_no_device(path):
 
 @pytest.mark.parametrize("path", [p for p in sources(CSRC / "models") if is_architecture(p)], ids=relative)
 def test_an_architecture_is_written_on_layers(path):
-    assert {room_of(include, path) for include in includes(path)} <= {"models", "nn"}
+    assert {room_of(include, path) for include in includes(path)} <= {"models", "nn", "core"}
 
 
 ENDS_THE_PROGRAM = r"(?<![\w.>])(?:std::|::)?(?:abort|_?exit|_Exit|quick_exit|terminate|longjmp)\s*\("
-PRINTS = r"(?<!\w)(?:v?f?printf|f?puts|putchar|putc|fputc|perror|fwrite)\s*\(|std::(?:cout|cerr|clog)\b|<(?:iostream|print)>"
+PRINTS = (
+    r"(?<!\w)(?:v?f?printf|f?puts|putchar|putc|fputc|perror|fwrite)\s*\(|std::(?:cout|cerr|clog)\b|<(?:iostream|print)>"
+)
 ASSERTS = r"(?<!\w)assert\s*\(|<cassert>|<assert\.h>|\b__builtin_trap\b"
 
 
@@ -106,7 +110,9 @@ def test_the_patterns_find_what_they_are_for(line, tmp_path):
     assert found(f"{ENDS_THE_PROGRAM}|{PRINTS}|{ASSERTS}", code(path))
 
 
-@pytest.mark.parametrize("line", ['snprintf(text, 9, "x");', "static_assert(x);", "// abort()", "pool.exit(1);", 'fail(c, "printf(");'])
+@pytest.mark.parametrize(
+    "line", ['snprintf(text, 9, "x");', "static_assert(x);", "// abort()", "pool.exit(1);", 'fail(c, "printf(");']
+)
 def test_the_patterns_find_nothing_else(line, tmp_path):
     path = tmp_path / "x.cpp"
     path.write_text(line + "\n")

@@ -79,7 +79,9 @@ def test_a_weak_symbol_would_be_seen(tmp_path):
 
 def test_the_module_needs_system_libraries_alone():
     """No path of the machine that built it, and nothing that a machine without a compiler lacks."""
-    dynamic = subprocess.run(["readelf", "-d", str(Path(_core.__file__))], capture_output=True, text=True, check=True).stdout
+    dynamic = subprocess.run(
+        ["readelf", "-d", str(Path(_core.__file__))], capture_output=True, text=True, check=True
+    ).stdout
     assert "RPATH" not in dynamic
     assert "RUNPATH" not in dynamic
     needed = set(re.findall(r"NEEDED.*\[([^\]]+)\]", dynamic))
