@@ -57,12 +57,8 @@ def test_continuous_integration_runs_the_readme_s_test_command():
 
 def commands():
     """Every `halfbyte ...` line of the README's shell blocks, and of docs/."""
-    lines = [
-        line
-        for page in PAGES
-        for block in blocks(page.read_text(encoding="utf-8"), "bash")
-        for line in block.splitlines()
-    ]
+    shell = [block for page in PAGES for block in blocks(page.read_text(encoding="utf-8"), "bash")]
+    lines = "\n".join(shell).splitlines()
     return sorted({match.group(1) for line in lines if (match := re.search(r"(?:^|&& |\$ )(halfbyte .+)", line))})
 
 

@@ -66,36 +66,29 @@ def test_every_architecture_of_models_is_in_the_generated_list():
     assert {"llama", "gpt2", "bert"} <= files
 
 
-def compiler(variable, default):
-    command = os.environ.get(variable, default)
-    assert shutil.which(command), f"{command} is needed: apt-get install {default} (12 or newer)"
+def compiler(program):
+    command = os.environ.get("CC" if program == "gcc" else "CXX", program)
+    assert shutil.which(command), f"{command} is needed: apt-get install {program} (12 or newer)"
     return command
 
 
 PUBLIC_HEADERS = sorted((CSRC / "include" / "halfbyte").iterdir())
-STANDARDS = [
-    ("CC", "gcc", "c", "c11", ".h"),
-    ("CXX", "g++", "c++", "c++11", ".h"),
-    ("CXX", "g++", "c++", "c++17", ".hpp"),
-]
+COMPILERS = [("gcc", "c11", "c", ".h"), ("g++", "c++11", "cpp", ".h"), ("g++", "c++17", "cpp", ".hpp")]
 
 
 @pytest.mark.parametrize(
-    ("path", "standard"), [(path, s) for path in PUBLIC_HEADERS for s in STANDARDS if path.suffix == s[4]], ids=str
+    ("path", "program", "standard", "suffix"),
+    [
+        pytest.param(path, program, standard, suffix, id=f"{path.name}-{standard}")
+        for path in PUBLIC_HEADERS
+        for program, standard, suffix, header in COMPILERS
+        if path.suffix == header
+    ],
 )
-def test_public_headers_stand_alone(path, standard, tmp_path):
-    variable, default, language, name, suffix = standard
-    source = tmp_path / f"alone.{'c' if language == 'c' else 'cpp'}"
+def test_public_headers_stand_alone(path, program, standard, suffix, tmp_path):
+    source = tmp_path / f"alone.{suffix}"
     # Twice: the include guard works.
     source.write_text(f"#include <halfbyte/{path.name}>\n#include <halfbyte/{path.name}>\n")
-    command = [
-        compiler(variable, default),
-        f"-std={name}",
-        "-Wall",
-        "-Wextra",
-        "-Wpedantic",
-        "-Werror",
-        "-fsyntax-only",
-    ]
-    done = subprocess.run([*command, f"-I{CSRC / 'include'}", str(source)], capture_output=True, text=True, check=False)
+    flags = [f"-std={standard}", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", f"-I{CSRC / 'include'}"]
+    done = subprocess.run([compiler(program), *flags, str(source)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

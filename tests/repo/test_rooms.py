@@ -72,13 +72,15 @@ def test_the_test_would_see_a_wrong_include(tmp_path):
 
 # What a forward pass must not know. Comments may: they say where a thing comes from.
 FORMATS = r"(?i)\b(?:nf4|fp4|q\d_\d|q\d_k|iq4_nl|mxfp4|int8|codebook4|int8blocks|bnb4?|bitsandbytes)\w*"
+KINDS = r"\bStorageKind\b|\bcase DType::|\bswitch \(.*dtype"
+# GPT-2's files hold float matrices the other way round, and quantised ones not.
+KINDS_ALLOWED = {"csrc/models/loader.cpp"}
 
 
 @pytest.mark.parametrize("path", [*sources(CSRC / "nn"), *sources(CSRC / "models")], ids=relative)
 def test_networks_know_no_format_and_no_device(path):
-    wrong = found(FORMATS, texts(path))
-    wrong += found(r"(?i)cuda|\bStorageKind\b|\bcase DType::|\bswitch \(.*dtype", code(path))
-    assert not wrong
+    assert not found(FORMATS, texts(path)) + found("(?i)cuda", texts(path))
+    assert relative(path) in KINDS_ALLOWED or not found(KINDS, code(path))
 
 
 @pytest.mark.parametrize("path", [p for p in sources(CSRC / "models") if is_architecture(p)], ids=relative)
@@ -88,32 +90,39 @@ def test_an_architecture_is_written_on_layers(path):
 
 ENDS_THE_PROGRAM = r"(?<![\w.>])(?:std::|::)?(?:abort|_?exit|_Exit|quick_exit|terminate|longjmp)\s*\("
 PRINTS = (
-    r"(?<!\w)(?:v?f?printf|f?puts|putchar|putc|fputc|perror|fwrite)\s*\(|std::(?:cout|cerr|clog)\b|<(?:iostream|print)>"
+    r"(?<!\w)(?:v?f?printf|f?puts|putchar|putc|fputc|perror|fwrite)\s*\("
+    r"|std::(?:cout|cerr|clog)\b|<(?:iostream|print)>"
 )
 ASSERTS = r"(?<!\w)assert\s*\(|<cassert>|<assert\.h>|\b__builtin_trap\b"
+NEVER = f"{ENDS_THE_PROGRAM}|{PRINTS}|{ASSERTS}"
 
 
 @pytest.mark.parametrize("path", sources(), ids=relative)
 def test_the_library_never_ends_the_program_nor_prints(path):
-    text = code(path)
-    assert not found(ENDS_THE_PROGRAM, text) + found(PRINTS, text) + found(ASSERTS, text)
+    assert not found(NEVER, code(path))
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["abort();", "  std::abort();", "::exit(1);", 'printf("x");', 'std::fprintf(f, "x");', "std::cerr << x;", "assert(x);",
-     "#include <iostream>", "std::terminate();"],
-)  # fmt: skip
-def test_the_patterns_find_what_they_are_for(line, tmp_path):
+WRONG = """\
+abort();
+  std::abort();
+::exit(1);
+printf("x");
+std::fprintf(f, "x");
+std::cerr << x;
+assert(x);
+#include <iostream>
+std::terminate();
+"""
+RIGHT = """\
+snprintf(text, 9, "x");
+static_assert(x);
+// abort()
+pool.exit(1);
+fail(c, "printf(");
+"""
+
+
+def test_the_patterns_find_what_they_are_for(tmp_path):
     path = tmp_path / "x.cpp"
-    path.write_text(line + "\n")
-    assert found(f"{ENDS_THE_PROGRAM}|{PRINTS}|{ASSERTS}", code(path))
-
-
-@pytest.mark.parametrize(
-    "line", ['snprintf(text, 9, "x");', "static_assert(x);", "// abort()", "pool.exit(1);", 'fail(c, "printf(");']
-)
-def test_the_patterns_find_nothing_else(line, tmp_path):
-    path = tmp_path / "x.cpp"
-    path.write_text(line + "\n")
-    assert not found(f"{ENDS_THE_PROGRAM}|{PRINTS}|{ASSERTS}", code(path))
+    path.write_text(WRONG + RIGHT)
+    assert len(found(NEVER, code(path))) == len(WRONG.splitlines())
