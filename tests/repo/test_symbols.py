@@ -1,7 +1,7 @@
 """What the object files export.
 
 A function that several object files may define (an inline function, a template of the standard library) is a weak
-symbol, and the linker keeps any one of its copies. Were one compiled for AVX-512 kept, every other processor would crash
+symbol, and the linker keeps any one of its copies. Were one compiled for AVX-512 kept, other processors would crash
 in it. So what is compiled with the flags of an instruction set defines no weak symbol at all, and nothing outside its
 own namespace.
 """
