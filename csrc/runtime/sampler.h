@@ -10,13 +10,14 @@ namespace halfbyte {
 /// Filters run in the order of transformers' logits processors: repetition, presence and frequency penalties, temperature,
 /// top_k, top_p, min_p. temperature 0 is greedy (the lowest id wins a tie) and ignores the filters below it.
 struct SamplingOptions {
-    float temperature = 0;         ///< >= 0
-    int64_t top_k = 0;             ///< 0: off
-    float top_p = 1;               ///< (0, 1]; 1: off
-    float min_p = 0;               ///< [0, 1): least probability, as a fraction of the most probable token's
-    float repetition_penalty = 1;  ///< > 0: divides positive and multiplies negative logits of tokens seen (prompt and output)
-    float presence_penalty = 0;    ///< subtracted once from tokens generated so far
-    float frequency_penalty = 0;   ///< subtracted once per occurrence among tokens generated so far
+    float temperature = 0;  ///< >= 0
+    int64_t top_k = 0;      ///< 0: off
+    float top_p = 1;        ///< (0, 1]; 1: off
+    float min_p = 0;        ///< [0, 1): least probability, as a fraction of the most probable token's
+    float repetition_penalty =
+        1;                       ///< > 0: divides positive and multiplies negative logits of tokens seen (prompt and output)
+    float presence_penalty = 0;  ///< subtracted once from tokens generated so far
+    float frequency_penalty = 0;  ///< subtracted once per occurrence among tokens generated so far
     uint64_t seed = 0;
 };
 
