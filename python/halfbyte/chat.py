@@ -39,6 +39,7 @@ def render(
         NotFoundError: the checkpoint has no such template.
         InvalidArgumentError: the messages aren't a list of dicts with a role, or the template refuses them.
         CorruptFileError: the template isn't valid jinja2.
+
     """
     import jinja2  # noqa: PLC0415
 
@@ -79,8 +80,8 @@ def _source(settings: TokenizerSettings, name: str | None) -> str:
     templates = settings.chat_templates
     if not templates:
         raise NotFoundError(
-            f"{settings.where}: the checkpoint has no chat template, so it isn't known how its conversations are written; "
-            "use generate() with a prompt of your own"
+            f"{settings.where}: the checkpoint has no chat template, so nothing tells how its conversations are "
+            "written; use generate() with a prompt of your own"
         )
     if name is None:
         name = next(iter(templates)) if len(templates) == 1 else "default"

@@ -1,6 +1,6 @@
-"""The command ``halfbyte``: its arguments, its exit codes, and how errors are told. The work is in the ``cli_*`` modules.
+"""The command ``halfbyte``: its arguments, exit codes, and how errors are told. The work is in ``cli_*``.
 
-Exit codes: 0 done; 1 an error, told on stderr; 2 wrong arguments; 130 interrupted; 141 nobody reads the output any more.
+Exit codes: 0 done; 1 an error, told on stderr; 2 wrong arguments; 130 interrupted; 141 the reader of the output left.
 """
 
 from __future__ import annotations

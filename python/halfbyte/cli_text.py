@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
-from typing import Any
 
 from .cli_options import adapter_name, add_model_arguments, describe, load_model, positive, read_text_argument
 from .errors import InvalidArgumentError
-from .model import Model, Stream
+from .model import GenerationOptions, Model, Stream
 from .terminal import note
 
 _CHAT_HELP = "/reset begins a new conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
@@ -60,10 +60,20 @@ def _add_sampling_arguments(parser: argparse.ArgumentParser, max_tokens: int, te
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
 
 
-def _sampling(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
-    penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")
-    return {name: getattr(options, name) for name in (*names, *penalties)} | {"adapter": adapter_name(options)}
+def _sampling(options: argparse.Namespace) -> GenerationOptions:
+    return GenerationOptions(
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        seed=options.seed,
+        stop=options.stop,
+        adapter=adapter_name(options),
+    )
 
 
 def _show(stream: Stream) -> tuple[str, float]:
@@ -92,7 +102,6 @@ def generate(options: argparse.Namespace) -> int:
             stream = model.chat([{"role": "user", "content": prompt}], stream=True, **settings)
         else:
             stream = model.generate(prompt, stream=True, **settings)
-        assert isinstance(stream, Stream)
         _, rate = _show(stream)
         print(flush=True)
         if not options.quiet:
@@ -123,10 +132,8 @@ def chat(options: argparse.Namespace) -> int:
 
 def _edit_lines() -> None:
     """Arrow keys and history for input(), where Python was built with readline."""
-    try:
+    with contextlib.suppress(ImportError):
         import readline  # noqa: F401, PLC0415
-    except ImportError:
-        pass
 
 
 def _converse(model: Model, opening: list[dict[str, str]], options: argparse.Namespace) -> None:
@@ -155,7 +162,6 @@ def _converse(model: Model, opening: list[dict[str, str]], options: argparse.Nam
 
 def _answer(model: Model, messages: list[dict[str, str]], options: argparse.Namespace) -> str:
     stream = model.chat(messages, stream=True, **_sampling(options))
-    assert isinstance(stream, Stream)
     text = ""
     with stream:
         try:

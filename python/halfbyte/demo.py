@@ -1,4 +1,4 @@
-"""The model of the ``demo`` extra: where it lies, found without importing the package that carries it (that is heavy)."""
+"""The model of the ``demo`` extra: where it lies, found without importing the heavy package that carries it."""
 
 from __future__ import annotations
 
@@ -17,5 +17,6 @@ def demo_model() -> Path:
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
     raise NotFoundError(
-        'no model is named and the demo model isn\'t installed: name one with --model PATH, or `pip install "halfbyte[demo]"`'
+        "no model is named and the demo model isn't installed: name one with --model PATH, "
+        'or `pip install "halfbyte[demo]"`'
     )

@@ -1,4 +1,4 @@
-"""The errors that halfbyte raises: one base class, and a second, built-in base each, so that ``except ValueError`` works too."""
+"""The errors that halfbyte raises. Each has a built-in base too, so that ``except ValueError`` works."""
 
 from ._core import (
     CancelledError,

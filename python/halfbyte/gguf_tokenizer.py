@@ -1,7 +1,7 @@
 """The tokenizer inside a GGUF file, rebuilt from its metadata as a ``tokenizers.Tokenizer``.
 
-Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, section "Tokenizer". What they leave open (the pre-tokenizer
-behind a name, defaults for the beginning of sequence) follows llama.cpp's ``src/llama-vocab.cpp``.
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, section "Tokenizer". What they leave open (the
+pre-tokenizer behind a name, defaults for the beginning of sequence) follows llama.cpp's ``src/llama-vocab.cpp``.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ _PRE: dict[str, _Pre] = {
 
 # Spellings that end a generation wherever they are control tokens: older files name only one end-of-sequence id.
 _END_TOKENS = (
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>", "_<EOT>",
+    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>",
+    "_<EOT>",
 )  # fmt: skip
 
 
@@ -78,6 +79,7 @@ def load_gguf_tokenizer(checkpoint: Metadata, where: str) -> Tokenizer:
     Raises:
         UnsupportedError: a tokenizer model or pre-tokenizer not known here; the text names it.
         CorruptFileError: metadata that contradicts itself.
+
     """
     vocabulary = _Vocabulary(checkpoint, where)
     builders = {"gpt2": _byte_level_bpe, "llama": _sentencepiece_bpe, "bert": _wordpiece}

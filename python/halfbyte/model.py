@@ -8,16 +8,20 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, TypedDict, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _core, chat, pooling
+from . import _core, pooling
+from .chat import Message, render
 from .errors import InvalidArgumentError, NotFoundError
 from .gguf_tokenizer import load_gguf_tokenizer
 from .ops import Precision, thread_count
 from .tokenizer import Tokenizer, config_stop_ids, load_folder_tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
 TokenLists = Sequence[Sequence[int]] | NDArray[np.integer[Any]]
@@ -36,19 +40,20 @@ def load(
     """Open a checkpoint.
 
     Args:
-        path: a Hugging Face folder (float or bitsandbytes 4-bit), a .safetensors file with its config.json beside it, or a
-            .gguf file. Weights run with the values they hold.
+        path: a Hugging Face folder (float or bitsandbytes 4-bit), a .safetensors file with its config.json beside it,
+            or a .gguf file. Weights run with the values they hold.
         quantize: round the linear layers while loading: "nf4", "fp4", "int8", "bf16" or "f16". None: as they are.
         device: "cpu", "cuda" or "auto".
         threads: None: one per available core.
-        precision: "high": at least as accurate as 16-bit floating point everywhere; "fast": int8 activations; "float32": the
-            reference, float32 activations on decoded weights.
+        precision: "high": at least as accurate as 16-bit floating point everywhere; "fast": int8
+            activations; "float32": the reference, float32 activations on decoded weights.
         progress: called with 0..1 while loading, from this thread; an exception in it stops the loading.
 
     Raises:
         NotFoundError: no such file, tensor or config field; no such device in this build.
-        UnsupportedError: an architecture, a format or a config field that halfbyte can't run exactly; the text names it.
+        UnsupportedError: an architecture, format or config field that halfbyte can't run exactly; the text names it.
         CorruptFileError: files that contradict their format.
+
     """
     location = Path(path).expanduser()
     if not location.exists():
@@ -118,7 +123,7 @@ class Stream(Iterator[str]):
 
     @property
     def finish_reason(self) -> str:
-        """ "" while running or when abandoned; "stop" (end-of-sequence token or stop string) or "length"."""
+        """Why it ended: "stop" (end-of-sequence token or stop string), "length", or "" (running, or abandoned)."""
         return self._finish_reason if self._generation is None else self._generation.finish_reason
 
     def close(self) -> None:
@@ -184,9 +189,9 @@ class Model:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What was loaded: architecture, format, sizes, device, and ``weights``: a list of name, storage, rows, cols, bytes.
+        """What was loaded: architecture, format, sizes, device; ``weights``: a list of dicts (name, storage, ...).
 
-        Added to these: ``bytes`` and ``parameters`` of all weights, ``bits_per_weight``, ``storages`` (parameters in each).
+        Also ``bytes`` and ``parameters`` of all weights, ``bits_per_weight``, ``storages`` (parameters in each).
         """
         facts = dict(self._facts)
         weights = facts["weights"]
@@ -230,40 +235,10 @@ class Model:
 
     @overload
     def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int = ...,
-        temperature: float = ...,
-        top_k: int = ...,
-        top_p: float = ...,
-        min_p: float = ...,
-        repetition_penalty: float = ...,
-        presence_penalty: float = ...,
-        frequency_penalty: float = ...,
-        seed: int | None = ...,
-        stop: str | Sequence[str] = ...,
-        adapter: str | None = ...,
-        stream: Literal[False] = ...,
+        self, prompt: Prompt, *, stream: Literal[False] = ..., **options: Unpack[GenerationOptions]
     ) -> str: ...
     @overload
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int = ...,
-        temperature: float = ...,
-        top_k: int = ...,
-        top_p: float = ...,
-        min_p: float = ...,
-        repetition_penalty: float = ...,
-        presence_penalty: float = ...,
-        frequency_penalty: float = ...,
-        seed: int | None = ...,
-        stop: str | Sequence[str] = ...,
-        adapter: str | None = ...,
-        stream: Literal[True],
-    ) -> Stream: ...
+    def generate(self, prompt: Prompt, *, stream: Literal[True], **options: Unpack[GenerationOptions]) -> Stream: ...
     def generate(
         self,
         prompt: Prompt,
@@ -301,6 +276,7 @@ class Model:
         Raises:
             InvalidArgumentError: a value out of its range, an empty prompt, a token id out of range.
             NotFoundError: no such adapter; a text, but no tokenizer.
+
         """
         self._use_vocabulary()
         ids = self._prompt_ids(prompt)
@@ -320,14 +296,34 @@ class Model:
         pieces = Stream(self._start(ids, options))
         return pieces if stream else "".join(pieces)
 
+    @overload
     def chat(
         self,
-        messages: Sequence[chat.Message],
+        messages: Sequence[Message],
+        *,
+        stream: Literal[False] = ...,
+        template: str | None = ...,
+        template_variables: Mapping[str, Any] | None = ...,
+        **options: Unpack[GenerationOptions],
+    ) -> str: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        stream: Literal[True],
+        template: str | None = ...,
+        template_variables: Mapping[str, Any] | None = ...,
+        **options: Unpack[GenerationOptions],
+    ) -> Stream: ...
+    def chat(
+        self,
+        messages: Sequence[Message],
         *,
         stream: bool = False,
         template: str | None = None,
         template_variables: Mapping[str, Any] | None = None,
-        **options: Any,
+        **options: Unpack[GenerationOptions],
     ) -> str | Stream:
         """The assistant's answer to a conversation, written as the checkpoint's own chat template says.
 
@@ -337,24 +333,23 @@ class Model:
             template: name of a template, where the checkpoint has several.
             template_variables: further variables of the template, such as ``{"enable_thinking": False}``.
             options: the other keywords of :meth:`generate`.
+
         """
-        unknown = set(options) - GenerationOptions.__annotations__.keys()
-        if unknown:
-            raise TypeError(f"chat() got an unexpected keyword argument {min(unknown)!r}")
         text = self.render_chat(messages, template=template, template_variables=template_variables)
         ids = self.tokenizer.encode(text, add_special_tokens=False)  # the template has written them
-        return self.generate(ids, stream=cast(Any, stream), **cast(GenerationOptions, options))
+        pieces = self.generate(ids, stream=True, **options)
+        return pieces if stream else "".join(pieces)
 
     def render_chat(
         self,
-        messages: Sequence[chat.Message],
+        messages: Sequence[Message],
         *,
         add_generation_prompt: bool = True,
         template: str | None = None,
         template_variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt text that :meth:`chat` continues."""
-        return chat.render(
+        return render(
             self.tokenizer.settings,
             messages,
             add_generation_prompt=add_generation_prompt,
@@ -362,8 +357,18 @@ class Model:
             variables=template_variables,
         )
 
-    def generate_tokens(self, prompt: Prompt, *, stream: bool = False, **options: Any) -> list[int] | Iterator[int]:
-        """Like :meth:`generate`, but gives token ids; needs no tokenizer where the prompt is ids and ``stop`` isn't used.
+    @overload
+    def generate_tokens(
+        self, prompt: Prompt, *, stream: Literal[False] = ..., **options: Unpack[GenerationOptions]
+    ) -> list[int]: ...
+    @overload
+    def generate_tokens(
+        self, prompt: Prompt, *, stream: Literal[True], **options: Unpack[GenerationOptions]
+    ) -> Iterator[int]: ...
+    def generate_tokens(
+        self, prompt: Prompt, *, stream: bool = False, **options: Unpack[GenerationOptions]
+    ) -> list[int] | Iterator[int]:
+        """Like :meth:`generate`, but gives token ids; needs no tokenizer for a prompt of ids without ``stop``.
 
         The id that ends the text isn't part of the result. ``stream=True`` returns an iterator of ids.
         """
@@ -372,7 +377,7 @@ class Model:
             raise TypeError(f"generate_tokens() got an unexpected keyword argument {min(unknown)!r}")
         if options.get("stop"):
             self._use_vocabulary()
-        generation = self._start(self._prompt_ids(prompt), cast(GenerationOptions, options))
+        generation = self._start(self._prompt_ids(prompt), options)
         if stream:
             return _token_iterator(generation)
         while generation.step():
@@ -444,10 +449,11 @@ class Model:
 
         Args:
             token_ids: a rectangle, or lists that differ in length.
-            attention_mask: [batch, tokens], 1 or True where there is a token. The others are left out of the computation (the
-                rest keep their positions), and their rows in the result are zeros. None: all of them are tokens.
+            attention_mask: [batch, tokens], 1 or True where there is a token. The others are left out of the
+                computation (the rest keep their positions), and their rows in the result are zeros. None: all ones.
             token_type_ids: like token_ids; None: all 0.
             adapter: name given to :meth:`load_adapter`; None: the model alone.
+
         """
         packed = _pack("hidden_states: token_ids", token_ids)
         types = None if token_type_ids is None else _pack("hidden_states: token_type_ids", token_type_ids)
@@ -499,6 +505,7 @@ class Model:
             batch_size: sentences computed together; they are sorted by length for that.
             adapter: name given to :meth:`load_adapter`; None: the model alone.
             progress: called with 0..1 after every batch.
+
         """
         config = self.sentence_config
         mode = config.pooling if pooling is None else pooling
@@ -540,6 +547,7 @@ class Model:
             NotFoundError: no such folder or file.
             UnsupportedError: a field or tensor that halfbyte can't apply exactly; the text names it.
             CorruptFileError: shapes that don't fit this model.
+
         """
         self._engine.load_adapter(str(Path(path).expanduser()), name)
 

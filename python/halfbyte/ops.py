@@ -1,7 +1,7 @@
 """The core on plain numpy arrays: quantised linear layers, attention and norms.
 
-Every function takes arrays of any float dtype (float16 and float64 are converted), computes in the requested precision and
-returns float32. The keywords ``device``, ``threads`` and ``precision`` mean what they mean in :func:`halfbyte.load`.
+Every function takes arrays of any float dtype (float16 and float64 are converted), computes in the requested precision
+and returns float32. The keywords ``device``, ``threads`` and ``precision`` are those of :func:`halfbyte.load`.
 """
 
 from __future__ import annotations
@@ -72,18 +72,19 @@ def quantize(
     format: str = "nf4",
     *,
     blocksize: int = 64,
-    double_quant: bool = True,  # noqa: A002
+    double_quant: bool = True,
 ) -> _core.Weight:
     """Round a float matrix to a storage format.
 
     Args:
         weight: [out, in], as ``torch.nn.Linear.weight``.
-        format: "nf4" or "fp4" (bit for bit what bitsandbytes makes), "int8" (blocks of 32, GGUF's Q8_0), "f32", "f16", "bf16".
+        format: "nf4" or "fp4" (bit for bit as bitsandbytes), "int8" (blocks of 32, GGUF's Q8_0), "f32", "f16", "bf16".
         blocksize: elements per scale of nf4 and fp4: 32, 64, ..., 4096. Other formats have none to choose.
         double_quant: nf4 and fp4: store the scales as bytes (4.13 bits a weight in place of 4.5).
 
     Raises:
         InvalidArgumentError: not a matrix, an unknown format, a wrong block size, a NaN or infinity.
+
     """
     array = _float32("ops.quantize", "weight", weight)
     if array.ndim != 2 or array.size == 0:
@@ -137,16 +138,20 @@ def attention(
         q: [..., heads, queries, d].
         k: [..., kv_heads, keys, d]; heads must be a multiple of kv_heads (grouped-query attention).
         v: [..., kv_heads, keys, d].
-        causal: the queries are the last ones of the keys: query i sees keys 0 .. keys - queries + i. (For as many keys as
-            queries that is torch's ``is_causal``; for fewer queries it is ``torch.nn.attention.bias.causal_lower_right``.)
-        mask: [queries, keys], or anything that broadcasts to [..., heads, queries, keys]. bool: True where a query may look;
-            float: added to the scores.
+        causal: the queries are the last ones of the keys: query i sees keys 0 .. keys - queries + i. (For as many keys
+            as queries that is torch's ``is_causal``; else it is ``torch.nn.attention.bias.causal_lower_right``.)
+        mask: [queries, keys], or anything that broadcasts to [..., heads, queries, keys]. bool: True where a query may
+            look; float: added to the scores.
         scale: of the scores; None: 1 / sqrt(d).
         window: > 0: a query sees no further back than this many keys, itself included (needs ``causal``).
         softcap: > 0: scores become ``softcap * tanh(score / softcap)``.
+        device: as in :func:`halfbyte.load`.
+        threads: as in :func:`halfbyte.load`.
+        precision: as in :func:`halfbyte.load`.
 
     Returns:
         [..., heads, queries, d]
+
     """
     where = "ops.attention"
     arrays = [_float32(where, name, value) for name, value in (("q", q), ("k", k), ("v", v))]
@@ -218,7 +223,7 @@ def layer_norm(
     threads: int | None = None,
     precision: Precision = "high",
 ) -> NDArray[np.float32]:
-    """``(x - mean) / sqrt(variance + eps) * gamma + beta`` over the last axis: x [..., n], gamma and beta [n] -> [..., n]."""
+    """``(x - mean) / sqrt(variance + eps) * gamma + beta``, last axis: x [..., n], gamma, beta [n] -> [..., n]."""
     rows, g = _norm_arguments("ops.layer_norm", x, gamma)
     b = None if beta is None else _vector("ops.layer_norm", "beta", beta, g.size)
     return _get(device, threads, precision).layer_norm(rows.reshape(-1, g.size), g, b, eps).reshape(rows.shape)

@@ -1,4 +1,4 @@
-"""How a checkpoint turns token vectors into one sentence vector: the files of sentence-transformers (modules.json and its folders)."""
+"""From token vectors to one sentence vector: what the files of sentence-transformers (modules.json ...) say."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def read_folder(folder: Path) -> SentenceConfig:
     Raises:
         UnsupportedError: a module or pooling mode that halfbyte doesn't compute; the text names it.
         CorruptFileError: files that contradict their format.
+
     """
     path = folder / "modules.json"
     if not path.is_file():
@@ -63,8 +64,8 @@ def read_folder(folder: Path) -> SentenceConfig:
             normalize = True
         else:
             raise UnsupportedError(
-                f"{path}: module {position} is {kind}; halfbyte computes Transformer, Pooling, Normalize in this order. "
-                "Its vectors would not be those the model was trained for"
+                f"{path}: module {position} is {kind}; halfbyte computes Transformer, Pooling, Normalize in this "
+                "order, and without that module the vectors would be wrong"
             )
     transformer = read_json(folder / kinds[0][1] / "sentence_bert_config.json") if kinds else {}
     length = transformer.get("max_seq_length")

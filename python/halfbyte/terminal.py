@@ -20,6 +20,7 @@ class ProgressBar:
         self._terminal = sys.stderr.isatty()
 
     def __call__(self, fraction: float) -> None:
+        """Tell how much is done, 0..1."""
         now = time.monotonic()
         if not self._terminal or now - self._started < _SHOWN_AFTER or now - self._drawn < 0.1:
             return

@@ -1,7 +1,7 @@
-"""Text to token ids and back: a thin wrapper round the ``tokenizers`` package, and what a checkpoint's files say around it.
+"""Text to token ids and back: the ``tokenizers`` package, and what a checkpoint's files say around it.
 
-The behaviour is that of ``transformers.AutoTokenizer`` on the same folder: which special tokens ``encode`` adds, which ids end
-a generation, which chat templates there are.
+The behaviour is that of ``transformers.AutoTokenizer`` on the same folder: which special tokens ``encode`` adds, which
+ids end a generation, which chat templates there are.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Tokenizer:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, with the special tokens (beginning of sequence, [CLS], ...) that the model was trained with."""
+        """Token ids of a text, with the special tokens (beginning of sequence, [CLS], ...) of the model's training."""
         return self.encode_batch([text], add_special_tokens)[0]
 
     def encode_batch(
@@ -98,6 +98,7 @@ class Tokenizer:
 
         Raises:
             UnsupportedError: the decoder isn't one whose tokens have bytes of their own.
+
         """
         size = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         piece = _piece_reader(json.loads(self._backend.to_str())["decoder"], self.settings.where)
@@ -187,14 +188,15 @@ def load_folder_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         NotFoundError: no tokenizer.json.
         CorruptFileError: one that can't be read.
+
     """
     import tokenizers  # noqa: PLC0415
 
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise NotFoundError(
-            f"{folder}: no tokenizer.json, so text can't become token ids; pass token ids, or save the tokenizer there with "
-            "transformers: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
+            f"{folder}: no tokenizer.json, so text can't become token ids; pass token ids, or save the tokenizer there "
+            "with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
         )
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
@@ -239,7 +241,7 @@ def _add_missing_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any]
 
     known = backend.get_added_tokens_decoder()
     entries = config.get("added_tokens_decoder") or {}
-    for index in sorted((int(i) for i in entries if int(i) not in known)):
+    for index in sorted(int(i) for i in entries if int(i) not in known):
         entry = entries[str(index)]
         flags = {k: bool(entry.get(k, False)) for k in ("single_word", "lstrip", "rstrip", "normalized", "special")}
         backend.add_tokens([tokenizers.AddedToken(entry["content"], **flags)])
@@ -251,7 +253,7 @@ def _add_missing_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any]
 
 
 def _set_bos_eos(backend: tokenizers.Tokenizer, config: Mapping[str, Any], specials: Mapping[str, str]) -> None:
-    """Where the config speaks of add_bos_token or add_eos_token, that replaces the post-processor, as in transformers."""
+    """Where the config speaks of add_bos_token or add_eos_token, that replaces the post-processor (as transformers)."""
     if "add_bos_token" not in config and "add_eos_token" not in config:
         return
     bos = specials.get("bos_token") if config.get("add_bos_token") else None
