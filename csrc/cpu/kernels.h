@@ -1,5 +1,5 @@
-// The functions that one instruction set provides. Raw pointers only: nothing here may instantiate a template that the linker
-// could keep for every machine.
+// The functions that one instruction set provides. Raw pointers only: nothing here may instantiate a template that the
+// linker could keep for every machine.
 #pragma once
 
 #include <cstdint>
