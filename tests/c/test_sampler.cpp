@@ -49,7 +49,7 @@ TEST(filters) {
     CHECK(kept({.temperature = 1, .min_p = 0.4f}) == "1100");
 }
 
-TEST(the_same_seed_gives_the_same_tokens) {
+TEST(the_same_seed_gives_the_same_tokens_everywhere) {
     const auto draw = [](uint64_t seed) {
         Sampler sampler({.temperature = 1, .seed = seed});
         std::string text;
@@ -59,7 +59,6 @@ TEST(the_same_seed_gives_the_same_tokens) {
         }
         return text;
     };
-    CHECK(draw(7) == draw(7));
     CHECK(draw(7) != draw(8));
     CHECK(draw(7) ==
               "3044982106"
