@@ -38,7 +38,8 @@ py::dict planes_of(const Weight& weight) {
     py::dict planes;
     if (!is_bnb4(weight)) {
         for (size_t i = 1; i < weight.planes.size(); i++) {
-            if (weight.planes[i]) fail(ErrorCode::unsupported, "planes: ", weight.storage->name(), " has more than one plane");
+            if (weight.planes[i])
+                fail(ErrorCode::unsupported, "planes: ", weight.storage->name(), " has more than one plane");
         }
         planes["data"] = copy_of<uint8_t>(weight.planes[0]);
         return planes;
@@ -73,9 +74,14 @@ Plane plane_from(const py::dict& planes, const char* key) {
 }
 
 const Storage* storage_named(const std::string& format) {
-    const Storage* const all[] = {&nf4_storage(),  &fp4_storage(),  &q4_0_storage(),
-                                  &q4_1_storage(), &q8_0_storage(), &float_storage(DType::f32),
-                                  &float_storage(DType::f16), &float_storage(DType::bf16)};
+    const Storage* const all[] = {&nf4_storage(),
+                                  &fp4_storage(),
+                                  &q4_0_storage(),
+                                  &q4_1_storage(),
+                                  &q8_0_storage(),
+                                  &float_storage(DType::f32),
+                                  &float_storage(DType::f16),
+                                  &float_storage(DType::bf16)};
     for (const Storage* storage : all)
         if (storage->name() == format) return storage;
     fail(ErrorCode::invalid_argument, "weight_from_planes: unknown format \"", format,
@@ -113,7 +119,8 @@ std::shared_ptr<PyWeight> weight_from_planes(const std::string& format, int64_t 
     return wrap(std::move(weight));
 }
 
-std::shared_ptr<PyWeight> quantize(const Array<float>& values, const std::string& format, int block_size, bool double_quant) {
+std::shared_ptr<PyWeight> quantize(const Array<float>& values, const std::string& format, int block_size,
+                                   bool double_quant) {
     if (values.ndim() != 2) {
         fail(ErrorCode::invalid_argument, "quantize: expected a matrix [out, in], found ", values.ndim(), " dimensions");
     }
@@ -143,7 +150,8 @@ py::array_t<float> dequantize(const PyWeight& self) {
 }  // namespace
 
 void bind_storage(py::module_& m) {
-    py::class_<PyWeight, std::shared_ptr<PyWeight>>(m, "Weight", "A matrix [out, in] in the storage it was made with. Immutable.")
+    py::class_<PyWeight, std::shared_ptr<PyWeight>>(m, "Weight",
+                                                    "A matrix [out, in] in the storage it was made with. Immutable.")
         .def_property_readonly("shape", [](const PyWeight& w) { return py::make_tuple(w.weight.rows, w.weight.cols); })
         .def_property_readonly("format", [](const PyWeight& w) { return std::string(w.weight.storage->name()); })
         .def_property_readonly("block_size", [](const PyWeight& w) { return w.weight.block_size; })
@@ -155,8 +163,8 @@ void bind_storage(py::module_& m) {
             return concat("<halfbyte.Weight ", w.weight.storage->name(), " [", w.weight.rows, ", ", w.weight.cols, "]>");
         });
     m.def("quantize", &quantize, py::arg("weight"), py::arg("format"), py::arg("block_size"), py::arg("double_quant"));
-    m.def("weight_from_planes", &weight_from_planes, py::arg("format"), py::arg("rows"), py::arg("cols"), py::arg("block_size"),
-          py::arg("planes"));
+    m.def("weight_from_planes", &weight_from_planes, py::arg("format"), py::arg("rows"), py::arg("cols"),
+          py::arg("block_size"), py::arg("planes"));
 }
 
 }  // namespace halfbyte::python

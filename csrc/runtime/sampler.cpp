@@ -13,9 +13,11 @@ namespace halfbyte {
 namespace {
 
 /// e^x for x <= 0, of additions and multiplications alone: libm's exp may differ in the last bit from one platform to the
-/// next, and then the same seed could give another token. Relative error below 1e-15; 0 below e^-700. No branch: it
-/// vectorises.
+/// next, and then the same seed could give another token. Relative error below 1e-15; 0 below e^-700.
 inline double exp_portable(double x) {
+    constexpr double kInverseFactorials[] = {1 / 6227020800., 1 / 479001600., 1 / 39916800., 1 / 3628800., 1 / 362880.,
+                                             1 / 40320.,      1 / 5040.,      1 / 720.,      1 / 120.,     1 / 24.,
+                                             1 / 6.,          1 / 2.,         1.,            1.};
     constexpr double kRound = 0x1.8p52;           // adding it leaves an integer in the low bits
     constexpr double kLn2Head = 0x1.62e42feep-1;  // 32 bits: times n it is exact
     constexpr double kLn2Tail = 0x1.a39ef35793c76p-33;
@@ -24,10 +26,8 @@ inline double exp_portable(double x) {
     const double n = shifted - kRound;
     const double r = (clamped - n * kLn2Head) - n * kLn2Tail;  // |r| <= ln(2) / 2
     // Taylor to r^13: the first term left out is below 5e-18.
-    double sum = 1.0 / 6227020800;
-    for (const double factorial :
-         {479001600.0, 39916800.0, 3628800.0, 362880.0, 40320.0, 5040.0, 720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0})
-        sum = sum * r + 1 / factorial;
+    double sum = 0;
+    for (int i = 0; i < 14; i++) sum = sum * r + kInverseFactorials[i];
     const double power = std::bit_cast<double>((std::bit_cast<uint64_t>(shifted) + 1023) << 52);  // 2^n
     return x > -700 ? sum * power : 0;
 }
@@ -139,8 +139,7 @@ void Sampler::filter(std::span<const float> logits) {
         if (logits[i] >= least)
             candidates_.push_back({int32_t(i), (double(logits[i]) - top) / double(options_.temperature)});
     double total = 0;
-    for (Candidate& candidate : candidates_) candidate.weight = exp_portable(candidate.weight);
-    for (const Candidate& candidate : candidates_) total += candidate.weight;
+    for (Candidate& candidate : candidates_) total += candidate.weight = exp_portable(candidate.weight);
 
     if (options_.top_p < 1) {
         // Each is kept as long as those above it do not reach top_p. Most distributions need a few: they are sorted piece by

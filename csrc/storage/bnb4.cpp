@@ -20,7 +20,8 @@ bool is_power_of_two(int64_t value) { return value > 0 && (value & (value - 1)) 
 
 void check_finite(const float* values, size_t count, std::string_view name, std::string_view where) {
     for (size_t i = 0; i < count; i++) {
-        if (!std::isfinite(values[i])) fail(ErrorCode::corrupt, where, ": ", name, "[", i, "] is ", values[i], ", not a number");
+        if (!std::isfinite(values[i]))
+            fail(ErrorCode::corrupt, where, ": ", name, "[", i, "] is ", values[i], ", not a number");
     }
 }
 

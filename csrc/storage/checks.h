@@ -26,8 +26,8 @@ inline void check_plane(const Weight& weight, int index, std::string_view plane,
     const Plane& found = weight.planes[size_t(index)];
     if (!found && expected > 0) fail(ErrorCode::corrupt, where, ": ", plane, " is missing");
     if (found.bytes != expected) {
-        fail(ErrorCode::corrupt, where, ": shape [", weight.rows, ", ", weight.cols, "] needs ", expected, " bytes of ", plane,
-             ", found ", found.bytes);
+        fail(ErrorCode::corrupt, where, ": shape [", weight.rows, ", ", weight.cols, "] needs ", expected, " bytes of ",
+             plane, ", found ", found.bytes);
     }
 }
 

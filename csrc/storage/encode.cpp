@@ -16,8 +16,8 @@ namespace {
 
 constexpr int kMaxBlock = 4096;
 
-// bitsandbytes functional.py, get_4bit_type: NF4 has the quantiles of a normal distribution, FP4 the values of a float with a
-// sign, two bits of exponent and one of mantissa, divided by the largest (12).
+// bitsandbytes functional.py, get_4bit_type: NF4 has the quantiles of a normal distribution, FP4 the values of a float with
+// a sign, two bits of exponent and one of mantissa, divided by the largest (12).
 constexpr std::array<float, 16> kNf4Map = {
     -1.0f,
     -0.6961928009986877f,
@@ -37,8 +37,8 @@ constexpr std::array<float, 16> kNf4Map = {
     1.0f,
 };
 constexpr std::array<float, 16> kFp4Map = {
-    0.0f,         0.0625f / 12, 8.0f / 12,  1.0f,  4.0f / 12,  6.0f / 12,  2.0f / 12,  3.0f / 12,
-    0.0f,         -0.0625f / 12, -8.0f / 12, -1.0f, -4.0f / 12, -6.0f / 12, -2.0f / 12, -3.0f / 12,
+    0.0f, 0.0625f / 12,  8.0f / 12,  1.0f,  4.0f / 12,  6.0f / 12,  2.0f / 12,  3.0f / 12,
+    0.0f, -0.0625f / 12, -8.0f / 12, -1.0f, -4.0f / 12, -6.0f / 12, -2.0f / 12, -3.0f / 12,
 };
 
 /// A 4-bit codebook ready for encoding: the code of x is order[number of midpoints below x].
@@ -74,16 +74,16 @@ float largest_magnitude(const float* x, int64_t count) {
 [[noreturn]] void fail_not_finite(const float* values, int64_t first, int64_t count, int64_t cols, std::string_view format) {
     int64_t i = first;
     while (i < first + count - 1 && std::isfinite(values[i])) i++;
-    fail(ErrorCode::invalid_argument, "quantize to ", format, ": values must be finite, found ", values[i], " in row ", i / cols,
-         ", column ", i % cols);
+    fail(ErrorCode::invalid_argument, "quantize to ", format, ": values must be finite, found ", values[i], " in row ",
+         i / cols, ", column ", i % cols);
 }
 
 /// One block as bitsandbytes quantises it (backends/default/ops.py, quantize_4bit). codes: [(count + 1) / 2].
 void encode_block4(const Encoder4& encoder, const float* x, int64_t count, bool whole, float* absmax, uint8_t* packed) {
     float scaled[kMaxBlock];
     uint8_t codes[kMaxBlock + 1];
-    // Whole blocks are multiplied by a reciprocal and keep an absmax of zero; a short last block is divided, and its absmax is
-    // clamped before it is stored.
+    // Whole blocks are multiplied by a reciprocal and keep an absmax of zero; a short last block is divided, and its absmax
+    // is clamped before it is stored.
     const float clamped = std::max(*absmax, 1e-38f);
     if (whole) {
         const float reciprocal = 1.0f / clamped;
@@ -215,7 +215,8 @@ Weight encode_bnb4(const float* values, int64_t rows, int64_t cols, const Encode
     return weight;
 }
 
-/// gguf/quants.py, class Q8_0: scale = max |x| / 127 as float16; levels are rounded half away from zero by the float32 scale.
+/// gguf/quants.py, class Q8_0: scale = max |x| / 127 as float16; levels are rounded half away from zero by the float32
+/// scale.
 Weight encode_q8_0(const float* values, int64_t rows, int64_t cols, ThreadPool& pool) {
     constexpr int kBlock = 32;
     constexpr int kBlockBytes = 34;
@@ -275,8 +276,8 @@ Weight encode_float(const float* values, int64_t rows, int64_t cols, DType dtype
 Weight encode(const float* values, int64_t rows, int64_t cols, const EncodeOptions& options, ThreadPool& pool) {
     int64_t count = 0;
     if (rows < 1 || cols < 1 || __builtin_mul_overflow(rows, cols, &count)) {
-        fail(ErrorCode::invalid_argument, "quantize: expected a matrix [out, in] of at least one element, found [", rows, ", ",
-             cols, "]");
+        fail(ErrorCode::invalid_argument, "quantize: expected a matrix [out, in] of at least one element, found [", rows,
+             ", ", cols, "]");
     }
     if (options.format == "nf4" || options.format == "fp4") return encode_bnb4(values, rows, cols, options, pool);
     if (options.format == "int8") return encode_q8_0(values, rows, cols, pool);

@@ -1,6 +1,6 @@
-// GGUF Q4_1. Plane 0: [rows, cols / 32] blocks of 20 bytes: scale f16, offset f16, then 16 bytes; byte j holds element j in its
-// low and element j + 16 in its high nibble. value = code * scale + offset, two float32 roundings. Reference: gguf/quants.py,
-// class Q4_1.
+// GGUF Q4_1. Plane 0: [rows, cols / 32] blocks of 20 bytes: scale f16, offset f16, then 16 bytes; byte j holds element j in
+// its low and element j + 16 in its high nibble. value = code * scale + offset, two float32 roundings. Reference:
+// gguf/quants.py, class Q4_1.
 #include <array>
 #include <cstring>
 

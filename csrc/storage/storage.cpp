@@ -18,7 +18,8 @@ Weight reorder_rows(const Weight& weight, std::span<const int64_t> order) {
             fail(ErrorCode::invalid_argument, "reorder_rows: row ", row, " of a weight with ", weight.rows, " rows");
         }
     }
-    if (weight.storage == &nf4_storage() || weight.storage == &fp4_storage()) return storage::bnb4_reorder_rows(weight, order);
+    if (weight.storage == &nf4_storage() || weight.storage == &fp4_storage())
+        return storage::bnb4_reorder_rows(weight, order);
     if (weight.storage->kind() == StorageKind::other || weight.planes[1]) {
         fail(ErrorCode::unsupported, "rows of a ", weight.storage->name(), " weight cannot be put in another order");
     }

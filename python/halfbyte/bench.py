@@ -235,7 +235,7 @@ def _check(info: dict[str, Any], tasks: Sequence[str], prompt_tokens: int, decod
                 f"bench: {task} needs a decoder, and {info['architecture']} is an encoder: use --task encode"
             )
         needed = prompt_tokens + (decode_tokens if task == "decode" else 0)
-        if needed > info["max_positions"]:
+        if needed > info["max_positions"] > 0:
             raise _core.InvalidArgumentError(
                 f"bench: {task} needs {needed} positions and the model has {info['max_positions']}: "
                 "lower --prompt-tokens or --decode-tokens"
