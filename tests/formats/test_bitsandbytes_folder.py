@@ -1,5 +1,6 @@
 """Folders that transformers and bitsandbytes save, used as they are."""
 
+# ruff: noqa: E501 (a row of a table is a line)
 from __future__ import annotations
 
 import json
@@ -191,7 +192,9 @@ BROKEN: list[tuple[str, dict[str, Any], Any, type[Exception], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("parts", "state", "error", "text"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+@pytest.mark.parametrize(
+    ("parts", "state", "error", "text"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN]
+)
 def test_broken(tmp_path: Path, parts: dict[str, Any], state: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         _core.Checkpoint(str(write_folder(tmp_path / "m", model_bytes(parts, state))))

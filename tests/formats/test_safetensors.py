@@ -1,5 +1,6 @@
 """Folders and single files of safetensors: what is read, and one broken file for each error."""
 
+# ruff: noqa: E501 (a row of a table is a line)
 from __future__ import annotations
 
 import json
@@ -107,6 +108,7 @@ def test_rounding_to_halves(kind: str, dtype: torch.dtype) -> None:
     )
 
 
+# fmt: off
 CORRUPT: list[tuple[str, bytes, str]] = [
     ("empty", b"", "at least 8 bytes, found 0"),
     ("short", b"\x01\0\0", "at least 8 bytes, found 3"),
@@ -139,6 +141,7 @@ CORRUPT: list[tuple[str, bytes, str]] = [
     ("hole in front", safetensors_bytes({"a": entry("U8", [1], 1, 2)}, b"ab"), "a hole before it"),
     ("bytes behind", safetensors_bytes({"a": entry("U8", [1], 0, 1)}, b"ab"), "end at byte 1 of the data, which has 2"),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize(("model", "text"), [case[1:] for case in CORRUPT], ids=[case[0] for case in CORRUPT])
@@ -234,7 +237,9 @@ def test_sharded(tmp_path: Path) -> None:
         ([], {}, _core.CorruptFileError, 'expected an object "weight_map"'),
     ],
 )  # fmt: skip
-def test_broken_index(tmp_path: Path, weight_map: Any, shards: dict[str, bytes], error: type[Exception], text: str) -> None:
+def test_broken_index(
+    tmp_path: Path, weight_map: Any, shards: dict[str, bytes], error: type[Exception], text: str
+) -> None:
     with pytest.raises(error, match=text):
         _core.Checkpoint(str(write_shards(tmp_path / "m", weight_map, shards)))
 
@@ -244,7 +249,7 @@ def test_tensor_in_two_shards(tmp_path: Path) -> None:
     folder = write_shards(
         tmp_path / "m", {"a": "1.safetensors", "b": "2.safetensors"}, {"1.safetensors": both, "2.safetensors": TWO}
     )
-    with pytest.raises(_core.CorruptFileError, match="tensor b is in 1.safetensors, and weight_map says"):
+    with pytest.raises(_core.CorruptFileError, match=r"tensor b is in 1\.safetensors, and weight_map says"):
         _core.Checkpoint(str(folder))
 
 
@@ -258,7 +263,11 @@ def test_what_is_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model-q4.gguf").write_bytes(b"")
     refused(tmp_path, _core.NotFoundError, "model-q4.gguf: open that file itself")
     (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
-    refused(tmp_path, _core.UnsupportedError, "pytorch_model.bin: a pickle .*weights_only=True.*save_file|save_file.*weights_only")
+    refused(
+        tmp_path,
+        _core.UnsupportedError,
+        "pytorch_model.bin: a pickle .*weights_only=True.*save_file|save_file.*weights_only",
+    )
     refused(tmp_path / "pytorch_model.bin", _core.UnsupportedError, "a pickle can run any code")
     (tmp_path / "adapter_config.json").write_text("{}")
     refused(tmp_path, _core.UnsupportedError, "this is a PEFT adapter")
