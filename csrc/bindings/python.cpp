@@ -67,4 +67,5 @@ PYBIND11_MODULE(_core, m) {
     bind_checkpoint(m);
     bind_ops(m);
     bind_engine(m);
+    bind_bench(m);
 }

@@ -212,6 +212,11 @@ Config::Config(std::string where, bool gguf, std::shared_ptr<const Value> value)
     }
 }
 
+bool Config::is_null(std::string_view hf) const {
+    const auto found = value_->fields.find(hf);
+    return !gguf_ && found != value_->fields.end() && found->is_null();
+}
+
 bool Config::has(Key key) const { return find(value_->fields, name_of(key, gguf_)) != nullptr; }
 
 int64_t Config::integer(Key key) const {

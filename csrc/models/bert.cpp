@@ -60,9 +60,10 @@ Tensor Bert::forward(const Context& context) const {
 
 Bert::Bert(Loader& loader) {
     const Config& config = loader.config();
-    const int64_t hidden = config.integer({"hidden_size", "embedding_length"});
-    const int64_t heads = config.integer({"num_attention_heads", "attention.head_count"});
-    const int64_t intermediate = config.integer({"intermediate_size", "feed_forward_length"});
+    loader.set_base_prefix("bert.");
+    const int64_t hidden = dimension(config, {"hidden_size", "embedding_length"});
+    const int64_t heads = dimension(config, {"num_attention_heads", "attention.head_count"});
+    const int64_t intermediate = dimension(config, {"intermediate_size", "feed_forward_length"});
     const double eps = config.number({"layer_norm_eps", "attention.layer_norm_epsilon"}, 1e-12);
     if (heads <= 0 || hidden % heads != 0) {
         fail(ErrorCode::corrupt, config.where(), ": ", heads, " attention heads do not divide hidden_size = ", hidden);
@@ -80,15 +81,14 @@ Bert::Bert(Loader& loader) {
 
     info_.architecture = "bert";
     info_.hidden_size = hidden;
-    info_.layers = config.integer({"num_hidden_layers", "block_count"});
+    info_.layers = dimension(config, {"num_hidden_layers", "block_count"});
     info_.heads = info_.kv_heads = heads, info_.head_dim = hidden / heads;
-    info_.max_positions = config.integer({"max_position_embeddings", "context_length"}, 512);
+    info_.max_positions = dimension(config, {"max_position_embeddings", "context_length"}, 512);
 
-    loader.set_base_prefix("bert.");
     constexpr Name kTokens{"bert.embeddings.word_embeddings", "token_embd"};
     constexpr Name kTokenTypes{"bert.embeddings.token_type_embeddings", "token_types"};
-    info_.vocab_size = config.integer({"vocab_size", "vocab_size"}, loader.rows(kTokens));
-    info_.token_types = config.integer({"type_vocab_size", "token_type_count"}, loader.rows(kTokenTypes));
+    info_.vocab_size = dimension(config, {"vocab_size", "vocab_size"}, loader.rows(kTokens));
+    info_.token_types = dimension(config, {"type_vocab_size", "token_type_count"}, loader.rows(kTokenTypes));
     attention_ = {
         .heads = heads, .kv_heads = heads, .head_dim = info_.head_dim, .scale = 1 / std::sqrt(float(info_.head_dim))};
     activation_ = activation_named(config.text({"hidden_act", ""}, "gelu"), config);
@@ -97,9 +97,8 @@ Bert::Bert(Loader& loader) {
     positions_ = loader.embedding({"bert.embeddings.position_embeddings", "position_embd"}, info_.max_positions, hidden);
     token_types_ = loader.embedding(kTokenTypes, info_.token_types, hidden);
     embedding_norm_ = loader.layer_norm({"bert.embeddings.LayerNorm", "token_embd_norm"}, hidden, eps);
-    layers_.resize(size_t(info_.layers));
     for (int64_t i = 0; i < info_.layers; i++) {
-        Layer& layer = layers_[size_t(i)];
+        Layer& layer = layers_.emplace_back();
         loader.at_layer(i, "bert.encoder.layer.", "blk.");
         layer.q = loader.linear({"attention.self.query", "attn_q"}, hidden, hidden);
         layer.k = loader.linear({"attention.self.key", "attn_k"}, hidden, hidden);

@@ -55,9 +55,10 @@ Tensor Gpt2::forward(const Context& context) const {
 
 Gpt2::Gpt2(Loader& loader) {
     const Config& config = loader.config();
-    const int64_t hidden = config.integer({"n_embd", "embedding_length"});
-    const int64_t heads = config.integer({"n_head", "attention.head_count"});
-    const int64_t inner = config.integer({"n_inner", "feed_forward_length"}, 4 * hidden);
+    loader.set_base_prefix("transformer.");
+    const int64_t hidden = dimension(config, {"n_embd", "embedding_length"});
+    const int64_t heads = dimension(config, {"n_head", "attention.head_count"});
+    const int64_t inner = dimension(config, {"n_inner", "feed_forward_length"}, 4 * hidden);
     const double eps = config.number({"layer_norm_epsilon", "attention.layer_norm_epsilon"}, 1e-5);
     if (heads <= 0 || hidden % heads != 0) {
         fail(ErrorCode::corrupt, config.where(), ": ", heads, " attention heads do not divide n_embd = ", hidden);
@@ -73,20 +74,18 @@ Gpt2::Gpt2(Loader& loader) {
     info_.architecture = "gpt2";
     info_.causal = true;
     info_.hidden_size = hidden;
-    info_.layers = config.integer({"n_layer", "block_count"});
+    info_.layers = dimension(config, {"n_layer", "block_count"});
     info_.heads = info_.kv_heads = heads, info_.head_dim = hidden / heads;
-    info_.max_positions = config.integer({"n_positions", "context_length"}, 1024);
-    info_.vocab_size = config.integer({"vocab_size", "vocab_size"}, loader.rows({"transformer.wte", "token_embd"}));
+    info_.max_positions = dimension(config, {"n_positions", "context_length"}, 1024);
+    info_.vocab_size = dimension(config, {"vocab_size", "vocab_size"}, loader.rows({"transformer.wte", "token_embd"}));
     attention_ = {.heads = heads, .kv_heads = heads, .head_dim = info_.head_dim, .causal = true};
     activation_ = activation_named(config.text({"activation_function", ""}, "gelu_new"), config);
 
-    loader.set_base_prefix("transformer.");
     tokens_ = loader.embedding({"transformer.wte", "token_embd"}, info_.vocab_size, hidden);
     positions_ = loader.embedding({"transformer.wpe", "position_embd"}, info_.max_positions, hidden);
     const Loader::LinearOptions conv1d{.bias_required = true, .conv1d = true};
-    layers_.resize(size_t(info_.layers));
     for (int64_t i = 0; i < info_.layers; i++) {
-        Layer& layer = layers_[size_t(i)];
+        Layer& layer = layers_.emplace_back();
         loader.at_layer(i, "transformer.h.", "blk.");
         layer.attention_norm = loader.layer_norm({"ln_1", "attn_norm"}, hidden, eps);
         layer.qkv = loader.linear({"attn.c_attn", "attn_qkv"}, hidden, 3 * hidden, conv1d);

@@ -1,6 +1,7 @@
 #include "models/hyperparameters.h"
 
 #include <cmath>
+#include <limits>
 #include <numbers>
 #include <optional>
 #include <string>
@@ -8,6 +9,17 @@
 #include "core/error.h"
 
 namespace halfbyte {
+
+int64_t dimension(const Config& config, Key key, int64_t fallback) {
+    const int64_t value = config.integer(key, fallback);
+    if (value < 1 || value > std::numeric_limits<int32_t>::max()) {
+        fail(ErrorCode::corrupt, config.where(), ": the field \"", config.is_gguf() ? key.gguf : key.hf, "\" is ", value,
+             ", expected a count from 1 to ", std::numeric_limits<int32_t>::max());
+    }
+    return value;
+}
+
+int64_t dimension(const Config& config, Key key) { return dimension(config, key, config.integer(key)); }
 
 Activation activation_named(std::string_view name, const Config& config) {
     if (name == "silu" || name == "swish") return Activation::silu;
@@ -22,7 +34,11 @@ Activation activation_named(std::string_view name, const Config& config) {
 namespace {
 
 // float32 arithmetic in transformers' order: the network was trained with these very frequencies.
-std::vector<float> base_frequencies(int64_t rotary_dim, double theta) {
+std::vector<float> base_frequencies(const Config& config, int64_t rotary_dim, int64_t head_dim, double theta) {
+    if (rotary_dim < 0 || rotary_dim > head_dim || rotary_dim % 2 != 0 || !(theta > 0)) {
+        fail(ErrorCode::corrupt, config.where(), ": rotary embedding of ", rotary_dim, " of the ", head_dim,
+             " dimensions of a head with theta ", theta, "; expected an even number of them and a positive theta");
+    }
     std::vector<float> frequencies(static_cast<size_t>(rotary_dim / 2));
     for (size_t i = 0; i < frequencies.size(); i++) {
         const float exponent = float(2 * i) / float(rotary_dim);
@@ -50,7 +66,7 @@ void scale_llama3(std::vector<float>& frequencies, const Config& parameters) {
 
 Rope rope_from_gguf(const Config& config, int64_t head_dim, double default_theta, const std::vector<float>& factors) {
     const int64_t rotary_dim = config.integer({"", "rope.dimension_count"}, head_dim);
-    Rope rope{base_frequencies(rotary_dim, config.number({"", "rope.freq_base"}, default_theta))};
+    Rope rope{base_frequencies(config, rotary_dim, head_dim, config.number({"", "rope.freq_base"}, default_theta))};
     const std::string type = config.text({"", "rope.scaling.type"}, "none");
     double factor = config.number({"", "rope.scaling.factor"}, 1.0);
     if (type == "none" && config.has({"", "rope.scale_linear"})) factor = config.number({"", "rope.scale_linear"});
@@ -60,7 +76,7 @@ Rope rope_from_gguf(const Config& config, int64_t head_dim, double default_theta
     }
     for (size_t i = 0; i < rope.frequencies.size(); i++) {
         rope.frequencies[i] /= float(factor);
-        if (!factors.empty()) rope.frequencies[i] /= factors[i];
+        if (i < factors.size()) rope.frequencies[i] /= factors[i];
     }
     return rope;
 }
@@ -72,12 +88,12 @@ Rope rope_from_config(const Config& config, int64_t head_dim, double default_the
     std::optional<Config> parameters = config.child("rope_parameters");
     double theta = config.number({"rope_theta", ""}, default_theta);
     if (!parameters) parameters = config.child("rope_scaling");
-    if (!parameters) return {base_frequencies(head_dim, theta)};
+    if (!parameters) return {base_frequencies(config, head_dim, head_dim, theta)};
     theta = parameters->number({"rope_theta", ""}, theta);
     const double partial = parameters->number({"partial_rotary_factor", ""}, 1.0);
     const std::string old_type = parameters->text({"type", ""}, "default");
     const std::string type = parameters->text({"rope_type", ""}, old_type);
-    Rope rope{base_frequencies(int64_t(double(head_dim) * partial), theta)};
+    Rope rope{base_frequencies(config, int64_t(double(head_dim) * partial), head_dim, theta)};
     if (type == "linear") {
         const auto factor = float(parameters->number({"factor", ""}));
         for (float& frequency : rope.frequencies) frequency /= factor;

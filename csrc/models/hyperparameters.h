@@ -8,6 +8,10 @@
 
 namespace halfbyte {
 
+/// A count of things: 1 to 2^31 - 1. Errors: not_found (absent, in the form without a fallback), corrupt.
+int64_t dimension(const Config& config, Key key);
+int64_t dimension(const Config& config, Key key, int64_t fallback);
+
 /// "silu", "gelu", "gelu_new", ... as transformers' ACT2FN has them. Error unsupported for a name that is not known.
 Activation activation_named(std::string_view name, const Config& config);
 

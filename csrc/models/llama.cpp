@@ -52,30 +52,27 @@ Tensor Llama::forward(const Context& context) const {
 }
 
 // llama.cpp's converter stores the rows of a head as rotary pairs (2j, 2j + 1); Hugging Face as halves (j, j + d/2).
-// order[i] is the row of the file that is row i in Hugging Face's order.
-std::vector<int64_t> rows_of_rotary_pairs(int64_t heads, int64_t head_dim) {
-    std::vector<int64_t> order;
-    for (int64_t head = 0; head < heads; head++)
-        for (int64_t half = 0; half < 2; half++)
-            for (int64_t j = 0; j < head_dim / 2; j++) order.push_back(head * head_dim + 2 * j + half);
-    return order;
+int64_t row_of_rotary_pair(int64_t row, int64_t head_dim) {
+    const int64_t first = row / head_dim * head_dim, half = row % head_dim / (head_dim / 2), j = row % (head_dim / 2);
+    return first + 2 * j + half;
 }
 
 Llama::Llama(Loader& loader) {
     const Config& config = loader.config();
-    const int64_t hidden = config.integer({"hidden_size", "embedding_length"});
-    const int64_t intermediate = config.integer({"intermediate_size", "feed_forward_length"});
-    const int64_t heads = config.integer({"num_attention_heads", "attention.head_count"});
-    const int64_t kv_heads = config.integer({"num_key_value_heads", "attention.head_count_kv"}, heads);
+    loader.set_base_prefix("model.");
+    const int64_t hidden = dimension(config, {"hidden_size", "embedding_length"});
+    const int64_t intermediate = dimension(config, {"intermediate_size", "feed_forward_length"});
+    const int64_t heads = dimension(config, {"num_attention_heads", "attention.head_count"});
+    const int64_t kv_heads = dimension(config, {"num_key_value_heads", "attention.head_count_kv"}, heads);
     const double eps = config.number({"rms_norm_eps", "attention.layer_norm_rms_epsilon"}, 1e-6);
     if (heads <= 0 || kv_heads <= 0 || heads % kv_heads != 0) {
         fail(ErrorCode::corrupt, config.where(), ": ", heads, " attention heads cannot share ", kv_heads,
              " key/value heads");
     }
     const int64_t head_dim = config.has({"head_dim", "attention.key_length"})
-                                 ? config.integer({"head_dim", "attention.key_length"})
+                                 ? dimension(config, {"head_dim", "attention.key_length"})
                                  : hidden / heads;
-    if (config.integer({"", "attention.value_length"}, head_dim) != head_dim || head_dim <= 0 || head_dim % 2 != 0) {
+    if (dimension(config, {"", "attention.value_length"}, head_dim) != head_dim || head_dim <= 0 || head_dim % 2 != 0) {
         fail(ErrorCode::unsupported, config.where(), ": heads need keys and values of one even size; the key size is ",
              head_dim);
     }
@@ -84,10 +81,10 @@ Llama::Llama(Loader& loader) {
     info_.architecture = "llama";
     info_.causal = true;
     info_.hidden_size = hidden;
-    info_.layers = config.integer({"num_hidden_layers", "block_count"});
-    info_.max_positions = config.integer({"max_position_embeddings", "context_length"}, 2048);
+    info_.layers = dimension(config, {"num_hidden_layers", "block_count"});
+    info_.max_positions = dimension(config, {"max_position_embeddings", "context_length"}, 2048);
     info_.heads = heads, info_.kv_heads = kv_heads, info_.head_dim = head_dim;
-    info_.vocab_size = config.integer({"vocab_size", "vocab_size"}, loader.rows({"model.embed_tokens", "token_embd"}));
+    info_.vocab_size = dimension(config, {"vocab_size", "vocab_size"}, loader.rows({"model.embed_tokens", "token_embd"}));
 
     attention_ = {
         .heads = heads, .kv_heads = kv_heads, .head_dim = head_dim, .scale = 1 / std::sqrt(float(head_dim)), .causal = true};
@@ -96,23 +93,19 @@ Llama::Llama(Loader& loader) {
     activation_ = activation_named(config.text({"hidden_act", ""}, "silu"), config);
     const bool attention_bias = config.flag({"attention_bias", ""}, false), mlp_bias = config.flag({"mlp_bias", ""}, false);
 
-    loader.set_base_prefix("model.");
     rope_ = rope_from_config(config, head_dim, 10000.0, loader.vector({"", "rope_freqs"}, head_dim / 2));
     tokens_ = loader.embedding({"model.embed_tokens", "token_embd"}, info_.vocab_size, hidden);
 
-    std::vector<int64_t> q_rows, k_rows;
-    if (loader.is_gguf()) q_rows = rows_of_rotary_pairs(heads, head_dim), k_rows = rows_of_rotary_pairs(kv_heads, head_dim);
-    const Loader::LinearOptions attn_q{.bias_required = attention_bias, .row_order = q_rows};
-    const Loader::LinearOptions attn_k{.bias_required = attention_bias, .row_order = k_rows};
+    Loader::LinearOptions rotary{.bias_required = attention_bias};
+    if (loader.is_gguf()) rotary.row_of = [head_dim](int64_t row) { return row_of_rotary_pair(row, head_dim); };
     const Loader::LinearOptions attn{.bias_required = attention_bias}, mlp{.bias_required = mlp_bias};
 
-    layers_.resize(size_t(info_.layers));
     for (int64_t i = 0; i < info_.layers; i++) {
-        Layer& layer = layers_[size_t(i)];
+        Layer& layer = layers_.emplace_back();
         loader.at_layer(i, "model.layers.", "blk.");
         layer.attention_norm = loader.rms_norm({"input_layernorm", "attn_norm"}, hidden, eps);
-        layer.q = loader.linear({"self_attn.q_proj", "attn_q"}, hidden, heads * head_dim, attn_q);
-        layer.k = loader.linear({"self_attn.k_proj", "attn_k"}, hidden, kv_heads * head_dim, attn_k);
+        layer.q = loader.linear({"self_attn.q_proj", "attn_q"}, hidden, heads * head_dim, rotary);
+        layer.k = loader.linear({"self_attn.k_proj", "attn_k"}, hidden, kv_heads * head_dim, rotary);
         layer.v = loader.linear({"self_attn.v_proj", "attn_v"}, hidden, kv_heads * head_dim, attn);
         layer.o = loader.linear({"self_attn.o_proj", "attn_output"}, heads * head_dim, hidden, attn);
         layer.mlp_norm = loader.rms_norm({"post_attention_layernorm", "ffn_norm"}, hidden, eps);

@@ -29,15 +29,27 @@ public:
     /// Tokens of the prompt: they count for the repetition penalty alone.
     void observe_prompt(std::span<const int32_t> tokens);
     /// logits [vocab] are changed. The token returned is remembered as generated.
+    /// Errors: corrupt where a logit is NaN or +infinity, or all of them are -infinity: there is no distribution to draw
+    /// from.
     int32_t sample(std::span<float> logits);
+    /// The distribution that sample() would draw from next: out [vocab], summing to 1. Draws and remembers nothing.
+    void probabilities(std::span<float> logits, std::span<double> out);
 
 private:
-    double uniform();  // [0, 1), 53 bits
+    struct Candidate {
+        int32_t id;
+        double weight;  // in proportion to the probability; 1 for the greatest logit
+    };
+    void penalize(std::span<float> logits) const;
+    void filter(std::span<const float> logits);  // fills candidates_; at least one
+    double uniform();                            // [0, 1), 53 bits
+
     SamplingOptions options_;
     uint64_t state_;
-    std::vector<uint8_t> seen_;       // [vocab], grown on demand: in prompt or output
-    std::vector<int32_t> generated_;  // [vocab], grown on demand: times generated
-    std::vector<int32_t> order_;      // scratch: candidates
+    std::vector<uint8_t> seen_;          // [vocab], grown on demand: in prompt or output
+    std::vector<int32_t> generated_;     // [vocab], grown on demand: times generated
+    std::vector<float> best_;            // scratch: the top_k greatest logits
+    std::vector<Candidate> candidates_;  // scratch
 };
 
 }  // namespace halfbyte
