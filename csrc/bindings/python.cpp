@@ -34,7 +34,8 @@ std::array<PyObject*, kMappings.size()>& classes() {
 }  // namespace
 
 void bind_errors(py::module_& m) {
-    PyObject* base = PyErr_NewExceptionWithDoc("halfbyte.Error", "Base of every error that halfbyte raises.", nullptr, nullptr);
+    PyObject* base =
+        PyErr_NewExceptionWithDoc("halfbyte.Error", "Base of every error that halfbyte raises.", nullptr, nullptr);
     m.attr("Error") = py::reinterpret_borrow<py::object>(base);
     const py::module_ builtins = py::module_::import("builtins");
     for (size_t i = 0; i < kMappings.size(); i++) {
@@ -66,4 +67,5 @@ PYBIND11_MODULE(_core, m) {
     bind_checkpoint(m);
     bind_ops(m);
     bind_engine(m);
+    bind_bench(m);
 }

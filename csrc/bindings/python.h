@@ -28,5 +28,6 @@ void bind_storage(py::module_& m);     // python_storage.cpp: Weight, quantize, 
 void bind_checkpoint(py::module_& m);  // python_checkpoint.cpp: Checkpoint
 void bind_ops(py::module_& m);         // python_ops.cpp: isa, isas, available_cores, Ops
 void bind_engine(py::module_& m);      // python_engine.cpp: architectures, Engine, Generation
+void bind_bench(py::module_& m);       // python_bench.cpp: read_bandwidth, peak_gflops
 
 }  // namespace halfbyte::python

@@ -1,7 +1,262 @@
 #include "bindings/python.h"
+#include "core/error.h"
+#include "runtime/engine.h"
 
 namespace halfbyte::python {
 
-void bind_engine(py::module_& m) { (void)m; }
+namespace {
+
+/// One-dimensional, of exactly this element type: a silent conversion could turn one token id into another.
+template <class T>
+using Vector = py::array_t<T, py::array::c_style>;
+
+template <class T>
+std::span<const T> view(const Vector<T>& array, const char* name) {
+    if (array.ndim() != 1) fail(ErrorCode::invalid_argument, name, ": expected one dimension, found ", array.ndim());
+    return {array.data(), size_t(array.size())};
+}
+
+template <class T>
+std::span<const T> view(const std::optional<Vector<T>>& array, const char* name) {
+    return array ? view(*array, name) : std::span<const T>();
+}
+
+std::shared_ptr<const Adapter> find_adapter(const Engine& engine, const std::optional<std::string>& name) {
+    return name ? engine.adapter(*name) : nullptr;
+}
+
+/// float32 [rows, cols], filled by `compute` without the GIL.
+template <class F>
+py::array_t<float> matrix(size_t rows, int64_t cols, F compute) {
+    py::array_t<float> out({py::ssize_t(rows), py::ssize_t(cols)});
+    float* data = out.mutable_data();
+    const py::gil_scoped_release unlocked;
+    compute(data);
+    return out;
+}
+
+std::shared_ptr<Engine> load(const std::string& path, const std::string& device, int threads, const std::string& precision,
+                             const std::string& quantize, const py::object& progress) {
+    EngineOptions options{device, threads, parse_precision(precision), quantize, {}};
+    options.progress = [&](double done) {
+        const py::gil_scoped_acquire locked;
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C
+        if (!progress.is_none()) progress(done);
+    };
+    const py::gil_scoped_release unlocked;
+    return Engine::load(path, options);
+}
+
+py::dict info(const Engine& engine) {
+    const ModelInfo& model = engine.info();
+    py::list weights;
+    for (const Model::WeightReport& weight : engine.model().weights()) {
+        py::dict entry;
+        entry["name"] = weight.name;
+        entry["storage"] = weight.storage;
+        entry["rows"] = weight.rows;
+        entry["cols"] = weight.cols;
+        entry["bytes"] = weight.bytes;
+        weights.append(entry);
+    }
+    py::dict out;
+    out["architecture"] = model.architecture;
+    out["format"] = engine.format();
+    out["path"] = engine.path();
+    out["causal"] = model.causal;
+    out["has_logits"] = model.has_logits;
+    out["vocab_size"] = model.vocab_size;
+    out["hidden_size"] = model.hidden_size;
+    out["layers"] = model.layers;
+    out["max_positions"] = model.max_positions;
+    out["heads"] = model.heads;
+    out["kv_heads"] = model.kv_heads;
+    out["head_dim"] = model.head_dim;
+    out["token_types"] = model.token_types;
+    out["device"] = engine.device().description();
+    out["precision"] = name_of(engine.device().precision());
+    out["load_seconds"] = engine.load_seconds();
+    out["weights"] = weights;
+    return out;
+}
+
+/// A generation that Python threads may share by accident: calls take turns.
+struct PyGeneration {
+    Generation generation;
+    std::mutex mutex;
+
+    template <class F>
+    auto locked(F f) {
+        const py::gil_scoped_release unlocked;  // released first: whoever holds the mutex may be waiting for the GIL
+        const std::lock_guard lock(mutex);
+        return f(generation);
+    }
+};
+
+std::unique_ptr<PyGeneration> generate(const std::shared_ptr<Engine>& engine, const Vector<int32_t>& prompt,
+                                       int64_t max_tokens, float temperature, int64_t top_k, float top_p, float min_p,
+                                       float repetition_penalty, float presence_penalty, float frequency_penalty,
+                                       uint64_t seed, std::vector<std::string> stop, std::vector<int32_t> stop_tokens,
+                                       const std::optional<std::string>& adapter) {
+    GenerateOptions options{
+        max_tokens,
+        {temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, seed},
+        std::move(stop),
+        std::move(stop_tokens),
+        find_adapter(*engine, adapter)};
+    const std::span<const int32_t> tokens = view(prompt, "prompt");
+    return std::unique_ptr<PyGeneration>(new PyGeneration{Generation(engine, tokens, std::move(options)), {}});
+}
+
+// Tests hold these two against the reference packages.
+
+void bind_sampler(py::module_& m) {
+    // Logits are taken as they are and copied: the sampler changes them.
+    const auto copy = [](const Vector<float>& logits) {
+        const std::span<const float> values = view(logits, "logits");
+        return std::vector<float>(values.begin(), values.end());
+    };
+    py::class_<Sampler>(m, "Sampler")
+        .def(py::init([](float temperature, int64_t top_k, float top_p, float min_p, float repetition_penalty,
+                         float presence_penalty, float frequency_penalty, uint64_t seed) {
+                 return Sampler(
+                     {temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, seed});
+             }),
+             py::kw_only(), py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
+             py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f, py::arg("presence_penalty") = 0.0f,
+             py::arg("frequency_penalty") = 0.0f, py::arg("seed") = 0)
+        .def(
+            "observe_prompt",
+            [](Sampler& sampler, const Vector<int32_t>& tokens) { sampler.observe_prompt(view(tokens, "tokens")); },
+            py::arg("tokens"))
+        .def(
+            "sample",
+            [copy](Sampler& sampler, const Vector<float>& logits) {
+                std::vector<float> values = copy(logits);
+                return sampler.sample(values);
+            },
+            py::arg("logits"))
+        .def(
+            "probabilities",
+            [copy](Sampler& sampler, const Vector<float>& logits) {
+                std::vector<float> values = copy(logits);
+                py::array_t<double> out(py::ssize_t(values.size()));
+                sampler.probabilities(values, {out.mutable_data(), values.size()});
+                return out;
+            },
+            py::arg("logits"));
+}
+
+void bind_text_stream(py::module_& m) {
+    py::class_<TextStream>(m, "TextStream")
+        .def(py::init<std::vector<std::string>>(), py::arg("stop"))
+        .def(
+            "push", [](TextStream& text, const py::bytes& bytes) { return text.push(std::string_view(bytes)); },
+            py::arg("data"))
+        .def("finish", &TextStream::finish)
+        .def_property_readonly("stopped", &TextStream::stopped);
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+    m.def("architectures", [] {
+        std::vector<std::string> names;
+        for (const Architecture* architecture : architectures()) names.emplace_back(architecture->name);
+        return names;
+    });
+    bind_sampler(m);
+    bind_text_stream(m);
+
+    py::class_<PyGeneration>(m, "Generation")
+        .def("step",
+             [](PyGeneration& self) { return self.locked([](Generation& generation) { return generation.step(); }); })
+        .def_property_readonly(
+            "piece",
+            [](PyGeneration& self) { return self.locked([](Generation& generation) { return generation.piece(); }); })
+        .def_property_readonly(
+            "tokens",
+            [](PyGeneration& self) { return self.locked([](Generation& generation) { return generation.tokens(); }); })
+        .def_property_readonly("finish_reason", [](PyGeneration& self) {
+            return self.locked([](Generation& generation) { return generation.finish_reason(); });
+        });
+
+    using Tokens = Vector<int32_t>;
+    using OptionalTokens = std::optional<Vector<int32_t>>;
+    using AdapterName = std::optional<std::string>;
+    py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
+        .def_static("load", &load, py::arg("path"), py::arg("device"), py::arg("threads"), py::arg("precision"),
+                    py::arg("quantize"), py::arg("progress"))
+        .def("info", &info)
+        .def(
+            "logits",
+            [](const Engine& engine, const Tokens& tokens, const Vector<int64_t>& lengths, const AdapterName& adapter) {
+                const TokenBatch batch{view(tokens, "tokens"), view(lengths, "lengths"), {}, {}};
+                const std::shared_ptr<const Adapter> active = find_adapter(engine, adapter);
+                return matrix(batch.tokens.size(), engine.info().vocab_size,
+                              [&](float* out) { engine.logits(batch, active.get(), out); });
+            },
+            py::arg("tokens"), py::arg("lengths"), py::arg("adapter"))
+        .def(
+            "hidden_states",
+            [](const Engine& engine, const Tokens& tokens, const Vector<int64_t>& lengths, const OptionalTokens& positions,
+               const OptionalTokens& token_types, const AdapterName& adapter) {
+                const TokenBatch batch{view(tokens, "tokens"), view(lengths, "lengths"), view(positions, "positions"),
+                                       view(token_types, "token_types")};
+                const std::shared_ptr<const Adapter> active = find_adapter(engine, adapter);
+                return matrix(batch.tokens.size(), engine.info().hidden_size,
+                              [&](float* out) { engine.hidden_states(batch, active.get(), out); });
+            },
+            py::arg("tokens"), py::arg("lengths"), py::arg("positions"), py::arg("token_types"), py::arg("adapter"))
+        .def(
+            "embed",
+            [](const Engine& engine, const Tokens& tokens, const Vector<int64_t>& lengths, const OptionalTokens& token_types,
+               const std::string& pooling, bool normalize, const AdapterName& adapter) {
+                const TokenBatch batch{
+                    view(tokens, "tokens"), view(lengths, "lengths"), {}, view(token_types, "token_types")};
+                const Pooling kind = parse_pooling(pooling);
+                const std::shared_ptr<const Adapter> active = find_adapter(engine, adapter);
+                return matrix(batch.lengths.size(), engine.info().hidden_size,
+                              [&](float* out) { engine.embed(batch, active.get(), kind, normalize, out); });
+            },
+            py::arg("tokens"), py::arg("lengths"), py::arg("token_types"), py::arg("pooling"), py::arg("normalize"),
+            py::arg("adapter"))
+        .def(
+            "load_adapter",
+            [](Engine& engine, const std::string& path, const std::string& name) { engine.load_adapter(path, name); },
+            py::arg("path"), py::arg("name"), py::call_guard<py::gil_scoped_release>())
+        .def("unload_adapter", &Engine::unload_adapter, py::arg("name"))
+        .def("adapter_names", &Engine::adapter_names)
+        .def(
+            "adapter_modules",
+            [](const Engine& engine, const std::string& name) {
+                const std::shared_ptr<const Adapter> adapter = engine.adapter(name);
+                const std::vector<Module>& modules = engine.model().modules();
+                std::vector<std::string> names;
+                for (size_t i = 0; i < modules.size(); i++)
+                    if (adapter->find(int(i)) != nullptr) names.push_back(modules[i].name);
+                return names;
+            },
+            py::arg("name"))
+        .def("modules",
+             [](const Engine& engine) {
+                 py::list out;
+                 for (const Module& module : engine.model().modules())
+                     out.append(py::make_tuple(module.name, module.in_features, module.out_features));
+                 return out;
+             })
+        .def(
+            "set_vocabulary",
+            [](Engine& engine, const std::vector<py::bytes>& pieces) {
+                std::vector<std::string> vocabulary;
+                vocabulary.reserve(pieces.size());
+                for (const py::bytes& piece : pieces) vocabulary.emplace_back(std::string_view(piece));
+                engine.set_vocabulary(std::move(vocabulary));
+            },
+            py::arg("pieces"))
+        .def("generate", &generate, py::arg("prompt"), py::arg("max_tokens"), py::arg("temperature"), py::arg("top_k"),
+             py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"), py::arg("presence_penalty"),
+             py::arg("frequency_penalty"), py::arg("seed"), py::arg("stop"), py::arg("stop_tokens"), py::arg("adapter"));
+}
 
 }  // namespace halfbyte::python

@@ -1,7 +1,170 @@
+#include <algorithm>
+#include <cstring>
+#include <string>
+
 #include "bindings/python.h"
+#include "core/error.h"
+#include "core/thread_pool.h"
+#include "storage/encode.h"
+#include "storage/storage.h"
 
 namespace halfbyte::python {
 
-void bind_storage(py::module_& m) { (void)m; }
+namespace {
+
+// Never destroyed: at exit no thread may be joined while the interpreter goes away.
+ThreadPool& encoding_pool() {
+    static auto* pool = new ThreadPool(0);
+    return *pool;
+}
+
+std::shared_ptr<PyWeight> wrap(Weight weight) {
+    auto result = std::make_shared<PyWeight>();
+    result->weight = std::move(weight);
+    return result;
+}
+
+bool is_bnb4(const Weight& weight) { return weight.storage == &nf4_storage() || weight.storage == &fp4_storage(); }
+
+/// The bytes of a plane as a new one-dimensional array of T.
+template <class T>
+py::array_t<T> copy_of(const Plane& plane) {
+    py::array_t<T> array(py::ssize_t(plane.bytes / sizeof(T)));
+    if (plane.bytes > 0) std::memcpy(array.mutable_data(), plane.data, plane.bytes);
+    return array;
+}
+
+py::dict planes_of(const Weight& weight) {
+    py::dict planes;
+    if (!is_bnb4(weight)) {
+        for (size_t i = 1; i < weight.planes.size(); i++) {
+            if (weight.planes[i])
+                fail(ErrorCode::unsupported, "planes: ", weight.storage->name(), " has more than one plane");
+        }
+        planes["data"] = copy_of<uint8_t>(weight.planes[0]);
+        return planes;
+    }
+    planes["codes"] = copy_of<uint8_t>(weight.planes[kBnb4Codes]);
+    planes["quant_map"] = copy_of<float>(weight.planes[kBnb4Map]);
+    if (weight.nested_block_size == 0) {
+        planes["absmax"] = copy_of<float>(weight.planes[kBnb4Absmax]);
+    } else {
+        planes["absmax"] = copy_of<uint8_t>(weight.planes[kBnb4Absmax]);
+        planes["nested_absmax"] = copy_of<float>(weight.planes[kBnb4NestedAbsmax]);
+        planes["nested_quant_map"] = copy_of<float>(weight.planes[kBnb4NestedMap]);
+        planes["nested_offset"] = py::float_(double(weight.nested_offset));
+    }
+    return planes;
+}
+
+/// planes[key], which must hold exactly the dtype T, as a plane that owns a copy.
+template <class T>
+Plane plane_from(const py::dict& planes, const char* key) {
+    if (!planes.contains(key)) fail(ErrorCode::invalid_argument, "weight_from_planes: \"", key, "\" is missing");
+    const py::object value = planes[key];
+    if (!py::isinstance<py::array_t<T>>(value)) {
+        fail(ErrorCode::invalid_argument, "weight_from_planes: \"", key, "\" must be a numpy array of ",
+             std::string(py::str(py::object(py::dtype::of<T>()))));
+    }
+    const auto array = Array<T>::ensure(value);
+    if (!array) throw py::error_already_set();
+    Plane plane = allocate_plane(size_t(array.nbytes()));
+    if (plane.bytes > 0) std::memcpy(const_cast<void*>(plane.data), array.data(), plane.bytes);
+    return plane;
+}
+
+const Storage* storage_named(const std::string& format) {
+    const Storage* const all[] = {&nf4_storage(),
+                                  &fp4_storage(),
+                                  &q4_0_storage(),
+                                  &q4_1_storage(),
+                                  &q8_0_storage(),
+                                  &float_storage(DType::f32),
+                                  &float_storage(DType::f16),
+                                  &float_storage(DType::bf16)};
+    for (const Storage* storage : all)
+        if (storage->name() == format) return storage;
+    fail(ErrorCode::invalid_argument, "weight_from_planes: unknown format \"", format,
+         "\"; expected nf4, fp4, q4_0, q4_1, q8_0, f32, f16 or bf16");
+}
+
+std::shared_ptr<PyWeight> weight_from_planes(const std::string& format, int64_t rows, int64_t cols, int block_size,
+                                             const py::dict& planes) {
+    Weight weight;
+    weight.rows = rows;
+    weight.cols = cols;
+    weight.storage = storage_named(format);
+    weight.block_size = block_size;
+    if (is_bnb4(weight)) {
+        weight.planes[kBnb4Codes] = plane_from<uint8_t>(planes, "codes");
+        weight.planes[kBnb4Map] = plane_from<float>(planes, "quant_map");
+        if (planes.contains("nested_absmax")) {
+            weight.nested_block_size = 256;
+            weight.planes[kBnb4Absmax] = plane_from<uint8_t>(planes, "absmax");
+            weight.planes[kBnb4NestedAbsmax] = plane_from<float>(planes, "nested_absmax");
+            weight.planes[kBnb4NestedMap] = plane_from<float>(planes, "nested_quant_map");
+            if (!planes.contains("nested_offset")) {
+                fail(ErrorCode::invalid_argument, "weight_from_planes: \"nested_offset\" is missing");
+            }
+            weight.nested_offset = float(py::cast<double>(planes["nested_offset"]));
+        } else {
+            weight.planes[kBnb4Absmax] = plane_from<float>(planes, "absmax");
+        }
+    } else {
+        weight.planes[0] = plane_from<uint8_t>(planes, "data");
+        // GGUF blocks are 32 elements; floats have none.
+        if (weight.storage->kind() == StorageKind::floating) weight.block_size = 0;
+    }
+    weight.storage->validate(weight, "weight_from_planes");
+    return wrap(std::move(weight));
+}
+
+std::shared_ptr<PyWeight> quantize(const Array<float>& values, const std::string& format, int block_size,
+                                   bool double_quant) {
+    if (values.ndim() != 2) {
+        fail(ErrorCode::invalid_argument, "quantize: expected a matrix [out, in], found ", values.ndim(), " dimensions");
+    }
+    const EncodeOptions options{format, block_size, double_quant};
+    const float* data = values.data();
+    const int64_t rows = values.shape(0);
+    const int64_t cols = values.shape(1);
+    Weight weight;
+    {
+        const py::gil_scoped_release release;
+        weight = encode(data, rows, cols, options, encoding_pool());
+    }
+    return wrap(std::move(weight));
+}
+
+py::array_t<float> dequantize(const PyWeight& self) {
+    const Weight& weight = self.weight;
+    py::array_t<float> out({weight.rows, weight.cols});
+    float* data = out.mutable_data();
+    {
+        const py::gil_scoped_release release;
+        decode(weight, data);
+    }
+    return out;
+}
+
+}  // namespace
+
+void bind_storage(py::module_& m) {
+    py::class_<PyWeight, std::shared_ptr<PyWeight>>(m, "Weight",
+                                                    "A matrix [out, in] in the storage it was made with. Immutable.")
+        .def_property_readonly("shape", [](const PyWeight& w) { return py::make_tuple(w.weight.rows, w.weight.cols); })
+        .def_property_readonly("format", [](const PyWeight& w) { return std::string(w.weight.storage->name()); })
+        .def_property_readonly("block_size", [](const PyWeight& w) { return w.weight.block_size; })
+        .def_property_readonly("nbytes", [](const PyWeight& w) { return w.weight.bytes(); })
+        .def_property_readonly("bits_per_weight", [](const PyWeight& w) { return w.weight.bits_per_weight(); })
+        .def("dequantize", &dequantize)
+        .def("planes", [](const PyWeight& w) { return planes_of(w.weight); })
+        .def("__repr__", [](const PyWeight& w) {
+            return concat("<halfbyte.Weight ", w.weight.storage->name(), " [", w.weight.rows, ", ", w.weight.cols, "]>");
+        });
+    m.def("quantize", &quantize, py::arg("weight"), py::arg("format"), py::arg("block_size"), py::arg("double_quant"));
+    m.def("weight_from_planes", &weight_from_planes, py::arg("format"), py::arg("rows"), py::arg("cols"),
+          py::arg("block_size"), py::arg("planes"));
+}
 
 }  // namespace halfbyte::python

@@ -28,10 +28,10 @@ private:
     Result (*call_)(void*, Args...);
 };
 
-/// Threads spin briefly for the next job, then sleep. The caller works too, so a pool of 1 starts no thread and costs nothing.
-/// A call made while the pool is busy (from inside a job, or from another thread) runs at once on the calling thread alone:
-/// nested and concurrent use are safe and never deadlock. The first exception thrown by a job is rethrown by the call.
-/// After a fork() the child runs every job on the calling thread.
+/// Threads spin briefly for the next job, then sleep. The caller works too, so a pool of 1 starts no thread and costs
+/// nothing. A call made while the pool is busy (from inside a job, or from another thread) runs at once on the calling
+/// thread alone: nested and concurrent use are safe and never deadlock. The first exception thrown by a job is rethrown by
+/// the call. After a fork() the child runs every job on the calling thread.
 class ThreadPool {
 public:
     /// threads: 1 and up; 0: one per core this process may run on.

@@ -58,7 +58,7 @@ struct Sequence {
     int64_t first_row = 0;  ///< first row of this sequence in the batch
     int64_t rows = 0;       ///< new tokens
     int64_t first_key = 0;  ///< row of the key/value store that holds this sequence's first key
-    int64_t keys = 0;       ///< keys to attend to, those of the new tokens included; query i sits at position keys - rows + i
+    int64_t keys = 0;  ///< keys to attend to, those of the new tokens included; query i sits at position keys - rows + i
 };
 
 /// Keys or values: [n, heads * head_dim] elements of `dtype` (f32 or f16), rows `stride` elements apart.
@@ -70,12 +70,12 @@ struct KvView {
 
 struct AttentionParams {
     int64_t heads = 0, kv_heads = 0, head_dim = 0;
-    float scale = 0;                ///< usually 1 / sqrt(head_dim)
+    float scale = 0;  ///< usually 1 / sqrt(head_dim)
     bool causal = false;
-    int64_t window = 0;             ///< > 0: query at p sees keys p - window + 1 .. p
-    float softcap = 0;              ///< > 0: scores become softcap * tanh(score / softcap)
-    const float* bias = nullptr;    ///< added to the scores: [heads or 1, rows, keys] on the device, one sequence only
-    int64_t bias_head_stride = 0;   ///< 0: one bias for all heads
+    int64_t window = 0;            ///< > 0: query at p sees keys p - window + 1 .. p
+    float softcap = 0;             ///< > 0: scores become softcap * tanh(score / softcap)
+    const float* bias = nullptr;   ///< added to the scores: [heads or 1, rows, keys] on the device, one sequence only
+    int64_t bias_head_stride = 0;  ///< 0: one bias for all heads
 };
 
 enum class RopeStyle { half, interleaved };  ///< pairs (i, i + d/2) as in Hugging Face, or (2i, 2i + 1)
@@ -104,8 +104,8 @@ public:
 
     /// All parts read the same x [rows, k]: activations are converted once, and there is one barrier.
     virtual void linear(const Tensor& x, std::span<const LinearPart> parts) = 0;
-    /// y += scale * (x A^T) B^T for the rows that name an adapter. row_adapter (host) [x.rows]: index into `adapters`, or -1;
-    /// null: every row uses adapters[0]. An adapter with rank 0 leaves its rows alone.
+    /// y += scale * (x A^T) B^T for the rows that name an adapter. row_adapter (host) [x.rows]: index into `adapters`, or
+    /// -1; null: every row uses adapters[0]. An adapter with rank 0 leaves its rows alone.
     virtual void lora(const Tensor& x, std::span<const LoraFactors> adapters, const int32_t* row_adapter, Tensor y) = 0;
     /// out[i] = table[ids[i]] (+= if accumulate). ids: host [out.rows], in range.
     virtual void embed(const Weight& table, std::span<const int32_t> ids, Tensor out, bool accumulate) = 0;

@@ -33,6 +33,8 @@ public:
     const std::string& where() const { return where_; }  ///< For errors: "/path/config.json"
 
     bool has(Key key) const;
+    /// True where config.json names the field with the value null (which some fields tell from absence).
+    bool is_null(std::string_view hf) const;
     int64_t integer(Key key) const;
     int64_t integer(Key key, int64_t fallback) const;
     double number(Key key) const;
@@ -41,7 +43,8 @@ public:
     std::string text(Key key) const;
     std::string text(Key key, std::string_view fallback) const;
     std::vector<double> numbers(Key key) const;  ///< Empty if absent. An int or a list of numbers.
-    /// The object under a Hugging Face key ("rope_scaling"); nothing if absent or in a GGUF. Its own fields must be finished too.
+    /// The object under a Hugging Face key ("rope_scaling"); nothing if absent or in a GGUF. Its own fields must be finished
+    /// too.
     std::optional<Config> child(std::string_view hf) const;
 
     /// Says that these fields (either name) are known not to change the result of a forward pass.

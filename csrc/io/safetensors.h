@@ -20,8 +20,8 @@ struct SafetensorsEntry {
     Plane bytes;  ///< Keeps the mapping alive.
 };
 
-/// Maps the file and checks all of it: header length, JSON, dtypes, offsets in range, no overlap, no hole, sizes equal shapes.
-/// Errors: not_found, io, corrupt, unsupported (an unknown dtype).
+/// Maps the file and checks all of it: header length, JSON, dtypes, offsets in range, no overlap, no hole, sizes equal
+/// shapes. Errors: not_found, io, corrupt, unsupported (an unknown dtype).
 std::map<std::string, SafetensorsEntry, std::less<>> read_safetensors(const std::filesystem::path& path);
 
 }  // namespace halfbyte

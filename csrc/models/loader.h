@@ -5,7 +5,6 @@
 #include <set>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "io/checkpoint.h"
@@ -25,50 +24,59 @@ struct Name {
     std::string_view gguf;
 };
 
+/// transformers' default of tie_word_embeddings for an architecture, where config.json is silent.
+enum class TiedByDefault { no, yes };
+
 class Loader {
 public:
     Loader(const Checkpoint& checkpoint, Device& device, const LoadOptions& options);
 
     const Config& config() const { return checkpoint_.config(); }
     bool is_gguf() const { return config().is_gguf(); }
-    Device& device() const { return device_; }
 
-    /// Hugging Face files may hold the base model alone or inside a head ("model.layers..." or "layers...").
-    /// Sets that prefix; names below are then given with it and found without it too.
+    /// Hugging Face files hold the base model inside a head ("model.layers...") or alone ("layers..."). Names below are
+    /// given with the prefix and found without it too.
     void set_base_prefix(std::string_view prefix) { base_prefix_ = prefix; }
-    /// Names that follow are completed: layer(3, "model.layers.", "blk.") makes {"mlp.up_proj", "ffn_up"} mean
-    /// "model.layers.3.mlp.up_proj" and "blk.3.ffn_up". at_root() ends that.
+    /// Completes the names that follow: after at_layer(3, "model.layers.", "blk."), {"mlp.up_proj", "ffn_up"} means
+    /// "model.layers.3.mlp.up_proj" or "blk.3.ffn_up". at_root() ends that.
     void at_layer(int64_t index, std::string_view hf, std::string_view gguf);
     void at_root();
 
     struct LinearOptions {
-        bool conv1d = false;             ///< Hugging Face float weights are stored [in, out] (GPT-2's Conv1D)
-        const std::vector<int64_t>* row_order = nullptr;  ///< rows of the file in another order (see reorder_rows)
-        bool quantizable = true;         ///< false: `quantize=` leaves it alone (output layers)
+        bool bias_required = false;  ///< the config promises a bias; without this a bias is read where the file has one
+        bool conv1d = false;         ///< Hugging Face float weights are stored [in, out] (GPT-2's Conv1D)
+        /// Row i of the layer is row row_of(i) of the file (see reorder_rows); empty: as they are.
+        std::function<int64_t(int64_t)> row_of = {};
     };
     bool contains(Name name) const;  ///< "<name>.weight" is there
-    /// Weight [out, in]; the bias is read where the file has one. Errors: not_found, corrupt (wrong shape).
-    Linear linear(Name name, int64_t in, int64_t out, LinearOptions options);
+    int64_t rows(Name name) const;   ///< of "<name>.weight". Error not_found.
+    /// Weight [out, in] and bias [out]. `quantize=` applies here. Errors: not_found, corrupt (wrong shape).
+    Linear linear(Name name, int64_t in, int64_t out, const LinearOptions& options);
     Linear linear(Name name, int64_t in, int64_t out) { return linear(name, in, out, LinearOptions{}); }
     Embedding embedding(Name name, int64_t count, int64_t dim);
-    /// The table of `embedding` used as an output layer (tied).
-    Linear tied(Name embedding, Name own, int64_t in, int64_t out);
+    /// The layer over the vocabulary: the table of `embedding` where tied, else the file's own. False where there is none
+    /// (a base model saved alone). Errors: not_found; unsupported where the config ties two tables that differ.
+    bool output_layer(Name own, Name embedding, int64_t in, int64_t out, TiedByDefault tied, Linear& layer);
     Norm rms_norm(Name name, int64_t dim, double eps);
     Norm layer_norm(Name name, int64_t dim, double eps);
-    /// A vector of floats, e.g. GGUF "rope_freqs"; host memory; empty if absent.
+    /// A vector of floats ("<name>.weight") in host memory; empty if absent.
     std::vector<float> vector(Name name, int64_t size);
-    /// Tensors that carry nothing a forward pass needs (buffers of old checkpoints); `pattern` may end or begin with '*'.
-    void ignore(std::string_view pattern);
+    /// Tensors that carry nothing a forward pass needs (buffers of old checkpoints, heads that are not run). `pattern` may
+    /// end or begin with '*'.
+    void ignore(std::string_view pattern) { ignored_.emplace_back(pattern); }
 
-    /// Throws unsupported, naming the first tensor that nothing has read, and moves what was collected into the model.
+    /// Throws unsupported, naming the first tensor or config field that nothing has read; moves what was collected into
+    /// `model`.
     void finish(Model& model);
 
 private:
-    std::string resolve(Name name, std::string_view suffix) const;  ///< the name in the file; where it has it
-    std::string full(Name name) const;
+    std::string canonical(Name name) const;                         ///< the full name in this format
+    std::string find(Name name, std::string_view suffix) const;     ///< the tensor of the file, or "" if absent
+    std::string require(Name name, std::string_view suffix) const;  ///< the same, or Error not_found
+    void check_shape(const std::string& tensor, const Weight& weight, int64_t rows, int64_t cols) const;
     Weight read(const std::string& tensor);
-    Weight quantized(const Weight& weight);
-    Buffer floats(const std::string& tensor, int64_t size);
+    std::vector<float> read_vector(const std::string& tensor, int64_t size);
+    Buffer to_device(const std::vector<float>& values);
     int add_module(Name name, int64_t in, int64_t out);
     void report(const std::string& tensor, const Weight& weight);
 
@@ -82,7 +90,7 @@ private:
     std::vector<Model::WeightReport> weights_;
 };
 
-/// Opens the architecture's own loader for a checkpoint. Errors: unsupported, naming the architecture and those known.
+/// Runs the loader of the checkpoint's architecture. Errors: unsupported, naming the architecture and those known.
 std::unique_ptr<Model> load_model(const Checkpoint& checkpoint, Device& device, const LoadOptions& options);
 
 }  // namespace halfbyte

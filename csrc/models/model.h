@@ -24,9 +24,10 @@ struct ModelInfo {
     int64_t token_types = 0;  ///< 0: the network takes no token types
 };
 
-/// A linear layer by the name PEFT gives it ("model.layers.0.self_attn.q_proj"), its index being Linear::module.
+/// A linear layer by the name PEFT gives it, its index being Linear::module.
 struct Module {
-    std::string name;
+    std::string name;       ///< inside the whole model: "model.layers.0.self_attn.q_proj"
+    std::string base_name;  ///< inside the base model alone: "layers.0.self_attn.q_proj"
     int64_t in_features = 0, out_features = 0;
 };
 
@@ -37,7 +38,7 @@ public:
     /// Hidden states after the final norm, [T, hidden].
     virtual Tensor forward(const Context& context) const = 0;
     /// hidden [n, hidden] -> [n, vocab]. Only where info().has_logits.
-    virtual Tensor logits(const Context& context, const Tensor& hidden) const;
+    virtual Tensor logits(const Context& context, const Tensor& hidden) const;  // default: Error unsupported
 
     const ModelInfo& info() const { return info_; }
     const std::vector<Module>& modules() const { return modules_; }
@@ -49,17 +50,25 @@ public:
     };
     const std::vector<WeightReport>& weights() const { return weights_; }
 
+    /// True for a tensor or module that the checkpoint may hold and no result of this model passes through (a pooler that
+    /// hidden states and embeddings do not use): an adapter of it changes nothing.
+    bool unused(std::string_view name) const;
+
 protected:
     friend class Loader;
     ModelInfo info_;
+    std::vector<std::string> unused_;  // patterns: see Loader::ignore
     std::vector<Module> modules_;
     std::vector<WeightReport> weights_;
 };
 
+/// `pattern` is a whole name, or begins or ends with '*'.
+bool matches_pattern(std::string_view pattern, std::string_view name);
+
 struct Architecture {
-    std::string_view name;                           ///< "llama": GGUF general.architecture and halfbyte's own word
-    std::span<const std::string_view> hf_names;      ///< config.json "architectures" entries that this file runs
-    std::span<const std::string_view> model_types;   ///< config.json "model_type" values, for folders without "architectures"
+    std::string_view name;                          ///< "llama": GGUF general.architecture and halfbyte's own word
+    std::span<const std::string_view> hf_names;     ///< config.json "architectures" entries that this file runs
+    std::span<const std::string_view> model_types;  ///< config.json "model_type" values, for folders without "architectures"
     std::unique_ptr<Model> (*load)(Loader& loader);
 };
 

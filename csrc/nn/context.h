@@ -47,7 +47,7 @@ public:
     KvCache(Device& device, int64_t layers, int64_t slots, int64_t capacity, int64_t width);
     int64_t capacity() const { return capacity_; }
     int64_t slots() const { return slots_; }
-    KvView keys(int64_t layer) const { return view(2 * layer); }      ///< [slots * capacity, width]
+    KvView keys(int64_t layer) const { return view(2 * layer); }  ///< [slots * capacity, width]
     KvView values(int64_t layer) const { return view(2 * layer + 1); }
     size_t bytes() const { return buffer_.bytes; }
 

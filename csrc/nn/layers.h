@@ -12,9 +12,9 @@ namespace halfbyte {
 
 /// y = x W^T + b, plus the adapters of the batch. `module` names the layer for adapters.
 struct Linear {
-    Weight weight;           ///< uploaded
-    Buffer bias;             ///< f32 [out] or empty
-    int module = -1;         ///< index into Model::modules(); -1: no adapter can name it
+    Weight weight;    ///< uploaded
+    Buffer bias;      ///< f32 [out] or empty
+    int module = -1;  ///< index into Model::modules(); -1: no adapter can name it
     int64_t in_features = 0, out_features = 0;
 };
 
@@ -40,10 +40,11 @@ Tensor embed(const Context& context, const Embedding& table, std::span<const int
 void embed_add(const Context& context, const Embedding& table, std::span<const int32_t> ids, Tensor x);
 
 Tensor layer_norm(const Context& context, const Norm& norm, const Tensor& x);
+void layer_norm(const Context& context, const Norm& norm, const Tensor& x, Tensor out);
 Tensor rms_norm(const Context& context, const Norm& norm, const Tensor& x);
 
-/// Self-attention of the batch. With a cache: k and v are stored behind the keys of `layer` first; without: within the batch.
-/// q [T, heads * d], k and v [T, kv_heads * d] -> [T, heads * d]
+/// Self-attention of the batch. With a cache: k and v are stored behind the keys of `layer` first; without: within the
+/// batch. q [T, heads * d], k and v [T, kv_heads * d] -> [T, heads * d]
 Tensor attention(const Context& context, int64_t layer, const Tensor& q, const Tensor& k, const Tensor& v,
                  const AttentionParams& params);
 

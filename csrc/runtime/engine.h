@@ -1,18 +1,18 @@
 // A model ready to run: what Python and the C ABI stand on. Never names an architecture.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "core/thread_pool.h"
 #include "device/device.h"
 #include "models/model.h"
 #include "nn/adapter.h"
@@ -20,6 +20,12 @@
 #include "runtime/text.h"
 
 namespace halfbyte {
+
+/// "high", "fast", "float32". Error invalid_argument, naming these.
+Precision parse_precision(std::string_view name);
+std::string_view name_of(Precision precision);
+/// "mean", "cls", "max", "last". Error invalid_argument, naming these.
+Pooling parse_pooling(std::string_view name);
 
 struct EngineOptions {
     std::string device = "auto";  ///< "cpu", "cuda", "auto"
@@ -50,10 +56,12 @@ class Engine;
 /// One running generation: a cache, a sampler, a text stream. Not shared between threads; dropping it abandons the work.
 class Generation {
 public:
+    /// Errors: invalid_argument (an option, an empty prompt, one longer than the context), unsupported (an encoder).
     Generation(std::shared_ptr<const Engine> engine, std::span<const int32_t> prompt, GenerateOptions options);
     ~Generation();
 
-    /// Does a bounded piece of work: a chunk of the prompt or one token. False once finished.
+    /// Does a bounded piece of work: a chunk of the prompt or one token. False where it had finished before: nothing was
+    /// done. After an error it may be called again. Errors: corrupt (logits that are not numbers), out_of_memory.
     bool step();
     /// Text made certain by the last step (UTF-8; may be empty; empty without a vocabulary).
     const std::string& piece() const { return piece_; }
@@ -88,7 +96,7 @@ public:
     void logits(const TokenBatch& batch, const Adapter* adapter, float* out) const;
     /// out: [total, hidden], after the final norm.
     void hidden_states(const TokenBatch& batch, const Adapter* adapter, float* out) const;
-    /// out: [sequences, hidden].
+    /// out: [sequences, hidden]. Errors: invalid_argument for an empty sequence, too.
     void embed(const TokenBatch& batch, const Adapter* adapter, Pooling pooling, bool normalize, float* out) const;
 
     /// Reads a PEFT folder and keeps it under `name`, replacing one of that name. Errors: those of read_peft_adapter.
@@ -102,15 +110,41 @@ public:
     void set_vocabulary(std::vector<std::string> pieces);
     std::shared_ptr<const std::vector<std::string>> vocabulary() const;
 
+    /// Scratch memory lent for one piece of work; it goes back to the engine, so that the next call allocates nothing.
+    class WorkspaceLease {
+    public:
+        explicit WorkspaceLease(const Engine& engine);
+        ~WorkspaceLease();
+        WorkspaceLease(const WorkspaceLease&) = delete;
+        WorkspaceLease& operator=(const WorkspaceLease&) = delete;
+        Workspace& operator*() const { return *workspace_; }
+
+    private:
+        const Engine& engine_;
+        std::unique_ptr<Workspace> workspace_;
+    };
+
 private:
+    /// Sequences of the batch that were run together: rows of `hidden` are rows first_row .. of the batch.
+    struct Chunk {
+        const Context& context;
+        Tensor hidden;                        // [rows of the sequences, hidden]
+        std::span<const Sequence> sequences;  // without the empty ones
+        int64_t first_row, first_sequence;
+    };
     Engine() = default;
+    void check(const TokenBatch& batch) const;
+    /// Runs the whole batch, as many sequences at a time as memory should be spent on.
+    void run(const TokenBatch& batch, const Adapter* adapter, FunctionRef<void(const Chunk&)> consume) const;
+
     std::string format_, path_;
     double load_seconds_ = 0;
     std::shared_ptr<Device> device_;
     std::unique_ptr<Model> model_;
-    mutable std::mutex mutex_;  // guards the two below
+    mutable std::mutex mutex_;  // guards the three below
     std::map<std::string, std::shared_ptr<const Adapter>> adapters_;
     std::shared_ptr<const std::vector<std::string>> vocabulary_;
+    mutable std::vector<std::unique_ptr<Workspace>> workspaces_;  // not lent at the moment
 };
 
 }  // namespace halfbyte

@@ -1,4 +1,5 @@
-// Float matrices to every storage that halfbyte can write. Scalar, and the truth: bit for bit what the reference packages make.
+// Float matrices to every storage that halfbyte can write. Scalar, and the truth: bit for bit what the reference packages
+// make.
 #pragma once
 
 #include <string_view>

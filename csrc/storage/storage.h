@@ -1,4 +1,5 @@
-// What the bytes of a weight mean. One class per format; the scalar decode here is the truth that kernels are tested against.
+// What the bytes of a weight mean. One class per format; the scalar decode here is the truth that kernels are tested
+// against.
 #pragma once
 
 #include <cstdint>

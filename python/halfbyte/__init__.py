@@ -1,1 +1,45 @@
-"""Runs transformers whose weights take half a byte each."""
+"""Runs transformers whose weights take half a byte each.
+
+>>> import halfbyte
+>>> model = halfbyte.load("path/to/folder-or-file.gguf")
+>>> model.generate("The capital of France is", max_tokens=16)
+"""
+
+from . import errors, ops
+from ._core import Weight, __version__, architectures
+from .errors import (
+    CancelledError,
+    CorruptFileError,
+    Error,
+    InputOutputError,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    OutOfMemoryError,
+    UnsupportedError,
+)
+from .model import Model, Stream, load
+from .ops import devices
+from .tokenizer import Tokenizer
+
+__all__ = [
+    "CancelledError",
+    "CorruptFileError",
+    "Error",
+    "InputOutputError",
+    "InternalError",
+    "InvalidArgumentError",
+    "Model",
+    "NotFoundError",
+    "OutOfMemoryError",
+    "Stream",
+    "Tokenizer",
+    "UnsupportedError",
+    "Weight",
+    "__version__",
+    "architectures",
+    "devices",
+    "errors",
+    "load",
+    "ops",
+]

@@ -28,6 +28,11 @@ def isa() -> str:
 
 def architectures() -> list[str]: ...
 def available_cores() -> int: ...
+def read_bandwidth(threads: int = 0, seconds: float = 0.3) -> float:
+    """GB/s that `threads` cores (0: all) can read from memory, measured now; takes 512 MiB meanwhile."""
+
+def peak_gflops(threads: int = 0, seconds: float = 0.3) -> float:
+    """Float32 GFLOP/s that `threads` cores (0: all) can do in fused multiply-adds, measured now."""
 
 class Weight:
     """A matrix [out, in] in the storage it was made with. Immutable."""

@@ -1,0 +1,96 @@
+// The SIMD vocabulary on AVX-512 F, BW, VL, DQ and VNNI. What each name means is told in isa/scalar/simd.h.
+#pragma once
+
+#ifndef HALFBYTE_EMULATED  // tests/kernels/emulation brings its own definitions of the same names
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+
+namespace halfbyte::cpu::HALFBYTE_ISA {
+namespace {
+
+// --- float32 ------------------------------------------------------------------------------------------------------
+using F = __m512;
+constexpr int kF = 16;
+
+inline F load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+inline F set(float v) { return _mm512_set1_ps(v); }
+inline F zero() { return _mm512_setzero_ps(); }
+inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+inline F vmax(F a, F b) { return _mm512_max_ps(a, b); }
+inline F vmin(F a, F b) { return _mm512_min_ps(a, b); }
+inline F vabs(F a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a); }
+inline F copysign(F magnitude, F sign) {
+    const F bit = _mm512_set1_ps(-0.0f);
+    return _mm512_or_ps(_mm512_andnot_ps(bit, magnitude), _mm512_and_ps(bit, sign));
+}
+inline F round_even(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F select_less(F a, F b, F yes, F no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes); }
+inline F times_power(F a, F n) { return _mm512_scalef_ps(a, n); }
+inline float reduce_add(F a) { return _mm512_reduce_add_ps(a); }
+inline float reduce_max(F a) { return _mm512_reduce_max_ps(a); }
+inline F load_f16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline F load_bf16(const uint16_t* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+inline void store_f16(uint16_t* p, F v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+inline F load_i16(const int16_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+}
+inline void store_i16(int16_t* p, F v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(v)));
+}
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
+
+// --- panels of 16 rows --------------------------------------------------------------------------------------------
+constexpr int kTileRows = 12;
+constexpr int kDirectRows = 4;
+
+using F16 = __m512;
+inline F16 load16(const float* p) { return load(p); }
+inline void store16(float* p, F16 v) { store(p, v); }
+inline F16 zero16() { return zero(); }
+inline F16 load_i16x16(const int16_t* p) { return load_i16(p); }
+inline F16 add(F16 x, F16 y) { return x + y; }
+inline F16 mul(F16 x, F16 y) { return x * y; }
+
+using I16 = __m512i;
+inline I16 zero_i() { return _mm512_setzero_si512(); }
+inline F16 to_float(I16 x) { return _mm512_cvtepi32_ps(x); }
+
+using Pairs = __m512i;
+using Pair = __m512i;
+inline Pair broadcast_pair(const int16_t* p) {
+    int32_t both;
+    __builtin_memcpy(&both, p, 4);
+    return _mm512_set1_epi32(both);
+}
+inline I16 dot(I16 sum, Pairs w, Pair x) { return _mm512_dpwssd_epi32(sum, w, x); }
+inline Pairs load_pairs(const int16_t* p) { return _mm512_load_si512(p); }
+inline void store_pairs(int16_t* p, Pairs w) { _mm512_store_si512(p, w); }
+inline Pairs widen_pairs(const uint8_t* p) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
+// In the 32-bit lane of a row there are two 16-bit words: nibble j of word i is column 2j + i. A table that repeats 16 levels
+// ignores bit 4 of the index, so that vpermw needs no mask.
+constexpr int nibble_place(int row, int k) { return 2 * (4 * row + 2 * (k % 2)) + k / 2; }
+using Levels = __m512i;
+inline Levels load_levels(const int16_t* table) {
+    return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(table)));
+}
+inline void unpack_codes(const uint8_t* codes, Levels t, Pairs* w) {
+    const __m512i v = _mm512_loadu_si512(codes);
+    w[0] = _mm512_permutexvar_epi16(v, t);
+    w[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 4), t);
+    w[2] = _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 8), t);
+    w[3] = _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 12), t);
+}
+
+}  // namespace
+}  // namespace halfbyte::cpu::HALFBYTE_ISA

@@ -1,0 +1,165 @@
+#include <algorithm>
+#include <iterator>
+#include <limits>
+
+#include "core/error.h"
+#include "io/json.h"
+#include "io/tensors.h"
+#include "storage/storage.h"
+
+namespace halfbyte {
+
+namespace {
+
+using nlohmann::json;
+
+constexpr std::string_view kMarker = ".quant_state.bitsandbytes__";
+
+/// The fields of one quant_state object, read strictly.
+class QuantState {
+public:
+    QuantState(const SafetensorsEntry& entry, std::string where) : where_(std::move(where)) {
+        if (entry.dtype != DType::u8) fail(ErrorCode::corrupt, where_, ": expected bytes, found ", name_of(entry.dtype));
+        fields_ = parse_json({entry.bytes.as<char>(), entry.bytes.bytes}, where_);
+        if (!fields_.is_object()) fail(ErrorCode::corrupt, where_, ": not a JSON object");
+        static constexpr std::string_view kKnown[] = {"quant_type",       "blocksize",    "dtype",        "shape",
+                                                      "nested_blocksize", "nested_dtype", "nested_offset"};
+        for (const auto& [name, value] : fields_.items()) {
+            if (std::find(std::begin(kKnown), std::end(kKnown), name) != std::end(kKnown)) continue;
+            fail(ErrorCode::unsupported, where_, ": the field \"", name, "\" is not known to this version");
+        }
+    }
+
+    const json& at(const char* name) const {
+        const auto found = fields_.find(name);
+        if (found == fields_.end()) fail(ErrorCode::corrupt, where_, ": the field \"", name, "\" is missing");
+        return *found;
+    }
+    std::string text(const char* name) const {
+        if (!at(name).is_string())
+            fail(ErrorCode::corrupt, where_, ": \"", name, "\" must be a text, found ", at(name).dump());
+        return at(name).get<std::string>();
+    }
+    int32_t size(const char* name) const {
+        const json& value = at(name);
+        if (!value.is_number_unsigned() || value.get<uint64_t>() > uint64_t(std::numeric_limits<int32_t>::max())) {
+            fail(ErrorCode::corrupt, where_, ": \"", name, "\" must be a size, found ", value.dump());
+        }
+        return value.get<int32_t>();
+    }
+    double number(const char* name) const {
+        if (!at(name).is_number()) {
+            fail(ErrorCode::corrupt, where_, ": \"", name, "\" must be a number, found ", at(name).dump());
+        }
+        return at(name).get<double>();
+    }
+    std::vector<int64_t> shape() const {
+        const json& list = at("shape");
+        std::vector<int64_t> result;
+        bool good = list.is_array() && !list.empty();
+        for (const json& item : list.is_array() ? list : json::array()) {
+            good =
+                good && item.is_number_unsigned() && item.get<uint64_t>() <= uint64_t(std::numeric_limits<int64_t>::max());
+            if (good) result.push_back(item.get<int64_t>());
+        }
+        if (!good) fail(ErrorCode::corrupt, where_, ": \"shape\" must be a list of sizes, found ", list.dump());
+        return result;
+    }
+    const std::string& where() const { return where_; }
+
+private:
+    std::string where_;
+    json fields_;
+};
+
+/// Moves a part of the weight out of the map. Errors: corrupt where it is missing (unless optional) or has another dtype.
+Plane take(TensorMap& tensors, const std::string& name, DType dtype, std::string_view where) {
+    const auto found = tensors.find(name);
+    if (found == tensors.end()) fail(ErrorCode::corrupt, where, ": the tensor ", name, " is missing");
+    if (found->second.dtype != dtype) {
+        fail(ErrorCode::corrupt, where, ": ", name, " must be ", name_of(dtype), ", found ", name_of(found->second.dtype));
+    }
+    const Plane plane = aligned(found->second.bytes, size_of(dtype));
+    tensors.erase(found);
+    return plane;
+}
+
+BitsAndBytesWeight take_weight(TensorMap& tensors, const std::string& name, const std::string& kind, std::string_view file) {
+    const std::string where = concat(file, ": tensor ", name);
+    const std::string state_name = concat(name, kMarker, kind);
+    const auto entry = tensors.find(state_name);
+    const QuantState state(entry->second, concat(file, ": ", state_name));
+    tensors.erase(entry);
+
+    BitsAndBytesWeight result;
+    Weight& weight = result.weight;
+    if (kind != "nf4" && kind != "fp4") {
+        fail(ErrorCode::unsupported, where, ": bitsandbytes quant_type \"", kind, "\"; expected nf4 or fp4");
+    }
+    if (state.text("quant_type") != kind) {
+        fail(ErrorCode::corrupt, state.where(), ": quant_type is \"", state.text("quant_type"),
+             "\", the tensor's name says ", kind);
+    }
+    weight.storage = kind == "nf4" ? &nf4_storage() : &fp4_storage();
+    // The dtype that the weight had decides how bitsandbytes rounds the decoded values; float32 keeps them exactly.
+    const std::string dtype = state.text("dtype");
+    if (dtype != "float32" && dtype != "float16" && dtype != "bfloat16") {
+        fail(ErrorCode::corrupt, state.where(), ": dtype \"", dtype, "\", expected float32, float16 or bfloat16");
+    }
+    result.shape = state.shape();
+    const MatrixShape shape = matrix_shape(result.shape, where);
+    weight.rows = shape.rows;
+    weight.cols = shape.cols;
+    weight.block_size = state.size("blocksize");
+
+    // The codes, in whatever dtype bnb_4bit_quant_storage gave them: only the bytes count.
+    const auto codes = tensors.find(name);
+    if (codes == tensors.end()) fail(ErrorCode::corrupt, where, ": it has a quant_state, but the tensor itself is missing");
+    const SafetensorsEntry stored = codes->second;
+    tensors.erase(codes);
+    const uint64_t needed = (uint64_t(weight.rows) * uint64_t(weight.cols) + 1) / 2;
+    if (stored.bytes.bytes != needed) {
+        fail(ErrorCode::corrupt, where, ": quant_state says shape ", shape_text(result.shape), ", which needs ", needed,
+             " bytes; found ", name_of(stored.dtype), " ", shape_text(stored.shape), ", ", stored.bytes.bytes, " bytes");
+    }
+    weight.planes[kBnb4Codes] = stored.bytes;
+    weight.planes[kBnb4Map] = take(tensors, name + ".quant_map", DType::f32, where);
+    if (tensors.contains(name + ".nested_absmax")) {
+        weight.nested_block_size = state.size("nested_blocksize");
+        weight.nested_offset = float(state.number("nested_offset"));
+        if (state.text("nested_dtype") != "float32") {
+            fail(ErrorCode::unsupported, state.where(), ": nested_dtype \"", state.text("nested_dtype"),
+                 "\", expected float32");
+        }
+        if (weight.nested_block_size < 1) fail(ErrorCode::corrupt, state.where(), ": nested_blocksize must not be 0");
+        weight.planes[kBnb4Absmax] = take(tensors, name + ".absmax", DType::u8, where);
+        weight.planes[kBnb4NestedAbsmax] = take(tensors, name + ".nested_absmax", DType::f32, where);
+        weight.planes[kBnb4NestedMap] = take(tensors, name + ".nested_quant_map", DType::f32, where);
+    } else {
+        weight.planes[kBnb4Absmax] = take(tensors, name + ".absmax", DType::f32, where);
+    }
+    weight.storage->validate(weight, where);
+    return result;
+}
+
+}  // namespace
+
+std::map<std::string, BitsAndBytesWeight, std::less<>> take_bitsandbytes(TensorMap& tensors, std::string_view where) {
+    std::vector<std::pair<std::string, std::string>> found;  // name, kind
+    for (const auto& [name, entry] : tensors) {
+        if (name.ends_with(".SCB")) {
+            fail(ErrorCode::unsupported, where, ": tensor ", name,
+                 ": bitsandbytes 8-bit weights (LLM.int8) are not supported; save the model in 16 bits or in 4 bits");
+        }
+        const size_t marker = name.find(kMarker);
+        if (marker != std::string::npos) found.emplace_back(name.substr(0, marker), name.substr(marker + kMarker.size()));
+    }
+    std::map<std::string, BitsAndBytesWeight, std::less<>> weights;
+    for (const auto& [name, kind] : found) {
+        if (weights.contains(name)) fail(ErrorCode::corrupt, where, ": tensor ", name, " has two quant_states");
+        weights.emplace(name, take_weight(tensors, name, kind, where));
+    }
+    return weights;
+}
+
+}  // namespace halfbyte

@@ -1,0 +1,241 @@
+#include "models/loader.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/error.h"
+#include "storage/encode.h"
+#include "storage/storage.h"
+
+namespace halfbyte {
+
+namespace {
+
+// Adapters name layers as Hugging Face does, also those of a GGUF file.
+std::string hf_name(std::string_view prefix, std::string_view name) { return std::string(prefix).append(name); }
+
+bool same_values(const Weight& a, const Weight& b) {
+    if (a.storage != b.storage || a.rows != b.rows || a.cols != b.cols) return false;
+    for (size_t i = 0; i < a.planes.size(); i++) {
+        const Plane &p = a.planes[i], &q = b.planes[i];
+        if (p.bytes != q.bytes || (p.bytes > 0 && p.data != q.data && std::memcmp(p.data, q.data, p.bytes) != 0))
+            return false;
+    }
+    return true;
+}
+
+// A float weight [in, out] as [out, in], in the storage it has.
+Weight transposed(const Weight& weight, ThreadPool& pool) {
+    const Plane source = allocate_plane(size_t(weight.size()) * sizeof(float));
+    const Plane result = allocate_plane(source.bytes);
+    decode(weight, const_cast<float*>(source.as<float>()));
+    const auto* from = source.as<float>();              // [weight.rows, weight.cols]
+    auto* to = const_cast<float*>(result.as<float>());  // [weight.cols, weight.rows]
+    pool.parallel_for(weight.cols, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t r = 0; r < weight.rows; r++)
+            for (int64_t c = begin; c < end; c++) to[c * weight.rows + r] = from[r * weight.cols + c];
+    });
+    return encode(to, weight.cols, weight.rows, {.format = weight.storage->name()}, pool);
+}
+
+}  // namespace
+
+Loader::Loader(const Checkpoint& checkpoint, Device& device, const LoadOptions& options)
+    : checkpoint_(checkpoint), device_(device), options_(options) {}
+
+void Loader::at_layer(int64_t index, std::string_view hf, std::string_view gguf) {
+    hf_prefix_ = concat(hf, index, ".");
+    gguf_prefix_ = concat(gguf, index, ".");
+}
+
+void Loader::at_root() { hf_prefix_.clear(), gguf_prefix_.clear(); }
+
+std::string Loader::canonical(Name name) const {
+    return is_gguf() ? std::string(gguf_prefix_).append(name.gguf) : hf_name(hf_prefix_, name.hf);
+}
+
+std::string Loader::find(Name name, std::string_view suffix) const {
+    if ((is_gguf() ? name.gguf : name.hf).empty()) return "";
+    std::string tensor = canonical(name).append(suffix);
+    if (checkpoint_.contains(tensor)) return tensor;
+    if (!is_gguf() && !base_prefix_.empty() && tensor.starts_with(base_prefix_)) {
+        tensor.erase(0, base_prefix_.size());
+        if (checkpoint_.contains(tensor)) return tensor;
+    }
+    return "";
+}
+
+std::string Loader::require(Name name, std::string_view suffix) const {
+    std::string tensor = find(name, suffix);
+    if (tensor.empty()) {
+        fail(ErrorCode::not_found, checkpoint_.path().string(), ": the tensor '", canonical(name), suffix,
+             "' is missing; the file has ", checkpoint_.names().size(),
+             " tensors, so either it is incomplete or its architecture is not '", config().architecture(), "'");
+    }
+    return tensor;
+}
+
+bool Loader::contains(Name name) const { return !find(name, ".weight").empty(); }
+
+int64_t Loader::rows(Name name) const { return checkpoint_.shape(require(name, ".weight")).front(); }
+
+void Loader::check_shape(const std::string& tensor, const Weight& weight, int64_t rows, int64_t cols) const {
+    if (weight.rows == rows && weight.cols == cols) return;
+    fail(ErrorCode::corrupt, checkpoint_.path().string(), ": tensor '", tensor, "' is [", weight.rows, ", ", weight.cols,
+         "], but ", config().where(), " calls for [", rows, ", ", cols, "]; one of the two belongs to another model");
+}
+
+Weight Loader::read(const std::string& tensor) {
+    Weight weight = checkpoint_.weight(tensor);
+    read_.insert(tensor);
+    if (options_.progress) options_.progress(double(read_.size()) / double(std::max<size_t>(checkpoint_.names().size(), 1)));
+    return weight;
+}
+
+std::vector<float> Loader::read_vector(const std::string& tensor, int64_t size) {
+    const Weight weight = read(tensor);
+    if (weight.size() != size) {
+        fail(ErrorCode::corrupt, checkpoint_.path().string(), ": tensor '", tensor, "' has ", weight.size(), " values, but ",
+             config().where(), " calls for ", size, "; one of the two belongs to another model");
+    }
+    std::vector<float> values(static_cast<size_t>(size));
+    decode(weight, values.data());
+    return values;
+}
+
+std::vector<float> Loader::vector(Name name, int64_t size) {
+    const std::string tensor = find(name, ".weight");
+    return tensor.empty() ? std::vector<float>{} : read_vector(tensor, size);
+}
+
+Buffer Loader::to_device(const std::vector<float>& values) {
+    Buffer buffer = device_.allocate(values.size() * sizeof(float));
+    device_.copy_to_device(buffer.data, values.data(), values.size() * sizeof(float));
+    return buffer;
+}
+
+int Loader::add_module(Name name, int64_t in, int64_t out) {
+    Module module{hf_name(hf_prefix_, name.hf), "", in, out};
+    module.base_name = module.name;
+    if (module.name.starts_with(base_prefix_)) module.base_name.erase(0, base_prefix_.size());
+    modules_.push_back(std::move(module));
+    return int(modules_.size()) - 1;
+}
+
+void Loader::report(const std::string& tensor, const Weight& weight) {
+    weights_.push_back({tensor, std::string(weight.storage->name()), weight.rows, weight.cols, weight.bytes()});
+}
+
+Linear Loader::linear(Name name, int64_t in, int64_t out, const LinearOptions& options) {
+    const std::string tensor = require(name, ".weight");
+    Weight weight = read(tensor);
+    // bitsandbytes turns Conv1D weights to [out, in] before it quantises them, and so does llama.cpp's converter.
+    if (options.conv1d && !is_gguf() && weight.storage->kind() == StorageKind::floating) {
+        weight = transposed(weight, device_.host_pool());
+    }
+    check_shape(tensor, weight, out, in);
+    std::vector<int64_t> order(static_cast<size_t>(options.row_of ? out : 0));
+    for (size_t i = 0; i < order.size(); i++) order[i] = options.row_of(int64_t(i));
+    if (options.row_of) weight = reorder_rows(weight, order);
+    if (!options_.quantize.empty()) {
+        const Plane values = allocate_plane(size_t(weight.size()) * sizeof(float));
+        decode(weight, const_cast<float*>(values.as<float>()));
+        try {
+            weight = encode(values.as<float>(), out, in, {.format = options_.quantize}, device_.host_pool());
+        } catch (const Error& error) {
+            fail(error.code(), checkpoint_.path().string(), ": tensor '", tensor, "': ", error.what());
+        }
+    }
+    report(tensor, weight);
+
+    Linear layer{.weight = device_.upload(weight),
+                 .bias = {},
+                 .module = add_module(name, in, out),
+                 .in_features = in,
+                 .out_features = out};
+    const std::string bias = options.bias_required ? require(name, ".bias") : find(name, ".bias");
+    if (!bias.empty()) {
+        const std::vector<float> values = read_vector(bias, out);
+        std::vector<float> ordered = values;
+        for (size_t i = 0; i < order.size(); i++) ordered[i] = values[size_t(order[i])];
+        layer.bias = to_device(ordered);
+    }
+    return layer;
+}
+
+Embedding Loader::embedding(Name name, int64_t count, int64_t dim) {
+    const std::string tensor = require(name, ".weight");
+    const Weight weight = read(tensor);
+    check_shape(tensor, weight, count, dim);
+    report(tensor, weight);
+    return {.table = device_.upload_table(weight), .count = count, .dim = dim};
+}
+
+bool Loader::output_layer(Name own, Name embedding, int64_t in, int64_t out, TiedByDefault tied_by_default, Linear& layer) {
+    const std::string tensor = find(own, ".weight"), table = require(embedding, ".weight");
+    const bool tied =
+        is_gguf() ? tensor.empty() : config().flag({"tie_word_embeddings", ""}, tied_by_default == TiedByDefault::yes);
+    if (!tied && tensor.empty()) {
+        if (config().architecture().ends_with("Model")) return false;
+        require(own, ".weight");
+    }
+    const Weight weight = read(tied ? table : tensor);
+    if (tied && !tensor.empty() && !same_values(weight, read(tensor))) {
+        fail(ErrorCode::unsupported, config().where(), ": tie_word_embeddings is true, but '", tensor, "' and '", table,
+             "' hold different values; set tie_word_embeddings to false to use both");
+    }
+    check_shape(tied ? table : tensor, weight, out, in);
+    if (!tied) report(tensor, weight);
+    layer = {.weight = device_.upload(weight),
+             .bias = {},
+             .module = add_module(own, in, out),
+             .in_features = in,
+             .out_features = out};
+    const std::string bias = find(own, ".bias");
+    if (!bias.empty()) layer.bias = to_device(read_vector(bias, out));
+    return true;
+}
+
+Norm Loader::rms_norm(Name name, int64_t dim, double eps) {
+    return {.gamma = to_device(read_vector(require(name, ".weight"), dim)), .beta = {}, .eps = float(eps)};
+}
+
+Norm Loader::layer_norm(Name name, int64_t dim, double eps) {
+    Norm norm = rms_norm(name, dim, eps);
+    norm.beta = to_device(read_vector(require(name, ".bias"), dim));
+    return norm;
+}
+
+void Loader::finish(Model& model) {
+    for (const std::string& name : checkpoint_.names()) {
+        const auto ignored = [&](const std::string& pattern) { return matches_pattern(pattern, name); };
+        if (read_.contains(name) || std::any_of(ignored_.begin(), ignored_.end(), ignored)) continue;
+        fail(ErrorCode::unsupported, checkpoint_.path().string(), ": nothing in the architecture '",
+             model.info_.architecture, "' uses the tensor '", name, "'; running without it might change the result");
+    }
+    config().finish();
+    if (options_.progress) options_.progress(1.0);
+    model.unused_ = std::move(ignored_);
+    model.modules_ = std::move(modules_);
+    model.weights_ = std::move(weights_);
+}
+
+std::unique_ptr<Model> load_model(const Checkpoint& checkpoint, Device& device, const LoadOptions& options) {
+    const Config& config = checkpoint.config();
+    std::string known;
+    for (const Architecture* architecture : architectures()) {
+        Loader loader(checkpoint, device, options);
+        const auto names = config.is_gguf()                ? std::span(&architecture->name, 1)
+                           : config.architecture().empty() ? architecture->model_types
+                                                           : architecture->hf_names;
+        const std::string& wanted =
+            !config.is_gguf() && config.architecture().empty() ? config.model_type() : config.architecture();
+        if (std::find(names.begin(), names.end(), wanted) != names.end()) return architecture->load(loader);
+        for (const std::string_view name : names) known.append(known.empty() ? "" : ", ").append(name);
+    }
+    fail(ErrorCode::unsupported, config.where(), ": the architecture '",
+         config.architecture().empty() ? config.model_type() : config.architecture(),
+         "' is not one that this build runs; it runs ", known);
+}
+
+}  // namespace halfbyte

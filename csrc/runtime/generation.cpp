@@ -1,0 +1,149 @@
+// Token by token: prompt into the cache, logits of the last token, a sampled token, its text.
+#include <algorithm>
+#include <limits>
+
+#include "core/error.h"
+#include "runtime/engine.h"
+
+namespace halfbyte {
+
+namespace {
+
+// Tokens of the prompt that one step() runs: matrix products are at full speed, and a caller gets control back often enough.
+constexpr int64_t kPromptChunk = 512;
+// Room for generated tokens that a cache starts with; it doubles when full, up to what the generation may need.
+constexpr int64_t kFirstTokens = 256;
+
+std::unique_ptr<KvCache> make_cache(const Engine& engine, int64_t capacity) {
+    const ModelInfo& info = engine.info();
+    return std::make_unique<KvCache>(engine.device(), info.layers, 1, capacity, info.kv_heads * info.head_dim);
+}
+
+/// Copies the first `used` tokens of every layer, through the host: rare, and the op vocabulary needs no word for it.
+void copy_cache(const Engine& engine, const KvCache& from, const KvCache& to, int64_t used) {
+    Device& device = engine.device();
+    std::vector<uint8_t> rows;
+    const auto copy = [&](const KvView& source, const KvView& target) {
+        rows.resize(size_t(used * source.stride) * size_of(source.dtype));
+        device.copy_to_host(rows.data(), source.data, rows.size());
+        device.copy_to_device(target.data, rows.data(), rows.size());
+    };
+    for (int64_t layer = 0; layer < engine.info().layers; layer++) {
+        copy(from.keys(layer), to.keys(layer));
+        copy(from.values(layer), to.values(layer));
+    }
+}
+
+}  // namespace
+
+struct Generation::State {
+    Sampler sampler;
+    TextStream text;
+    std::shared_ptr<const std::vector<std::string>> vocabulary;  // null: no text
+    int64_t most_keys = 0;                                       // tokens that the cache may have to hold
+    int64_t cached = 0;                                          // tokens whose keys and values are there
+    std::unique_ptr<KvCache> cache;
+    std::vector<float> logits;  // [vocab]
+};
+
+Generation::Generation(std::shared_ptr<const Engine> engine, std::span<const int32_t> prompt, GenerateOptions options)
+    : engine_(std::move(engine)), prompt_(prompt.begin(), prompt.end()), options_(std::move(options)) {
+    const ModelInfo& info = engine_->info();
+    if (!info.causal)
+        fail(ErrorCode::unsupported, "generate: ", info.architecture,
+             " is an encoder, which reads text and writes none: use its embeddings or hidden states");
+    if (!info.has_logits)
+        fail(ErrorCode::unsupported, "generate: this ", info.architecture,
+             " checkpoint has no output layer over the vocabulary");
+    if (prompt_.empty())
+        fail(ErrorCode::invalid_argument,
+             "generate: the prompt is empty; give at least one token, such as the beginning of sequence");
+    const int64_t positions = info.max_positions > 0 ? info.max_positions : std::numeric_limits<int32_t>::max();
+    if (prompt_tokens() > positions)
+        fail(ErrorCode::invalid_argument, "generate: the prompt has ", prompt_.size(), " tokens, more than the ", positions,
+             " positions of this model: shorten it");
+    for (size_t i = 0; i < prompt_.size(); i++)
+        if (prompt_[i] < 0 || prompt_[i] >= info.vocab_size)
+            fail(ErrorCode::invalid_argument, "generate: token ", i, " of the prompt: expected an id from 0 to ",
+                 info.vocab_size - 1, " (the vocabulary of this model), found ", prompt_[i]);
+    if (options_.max_tokens < 1)
+        fail(ErrorCode::invalid_argument, "generate: max_tokens must be 1 or more, found ", options_.max_tokens);
+
+    state_ = std::make_unique<State>(State{.sampler = Sampler(options_.sampling),
+                                           .text = TextStream(options_.stop),
+                                           .vocabulary = engine_->vocabulary(),
+                                           .most_keys = positions,
+                                           .cached = 0,
+                                           .cache = nullptr,
+                                           .logits = std::vector<float>(size_t(info.vocab_size))});
+    if (!options_.stop.empty() && state_->vocabulary == nullptr)
+        fail(ErrorCode::invalid_argument, "generate: stop strings need the bytes of every token: set the vocabulary first");
+    // The last token generated is never read back: it needs no place.
+    if (options_.max_tokens - 1 < positions - prompt_tokens()) state_->most_keys = prompt_tokens() + options_.max_tokens - 1;
+    state_->cache = make_cache(*engine_, std::min(state_->most_keys, prompt_tokens() + kFirstTokens));
+    state_->sampler.observe_prompt(prompt_);
+}
+
+Generation::~Generation() = default;
+
+bool Generation::step() {
+    piece_.clear();
+    if (!finish_reason_.empty()) return false;
+    State& state = *state_;
+    Device& device = engine_->device();
+
+    // Tokens that are not in the cache yet: the next of the prompt, or the last one generated.
+    const bool reading = state.cached < prompt_tokens();
+    const int64_t rows = reading ? std::min(kPromptChunk, prompt_tokens() - state.cached) : 1;
+    const std::span<const int32_t> tokens =
+        reading ? std::span(prompt_).subspan(size_t(state.cached), size_t(rows)) : std::span(tokens_).last(1);
+    const int64_t keys = state.cached + rows;
+    if (keys > state.cache->capacity()) {
+        std::unique_ptr<KvCache> larger = make_cache(*engine_, std::min(state.most_keys, 2 * state.cache->capacity()));
+        copy_cache(*engine_, *state.cache, *larger, state.cached);
+        state.cache = std::move(larger);
+    }
+    {
+        std::vector<int32_t> positions;
+        for (int64_t i = state.cached; i < keys; i++) positions.push_back(int32_t(i));
+        const Sequence sequence{.first_row = 0, .rows = rows, .first_key = 0, .keys = keys};
+        const Adapter* adapter = options_.adapter.get();
+        const Batch batch{.tokens = tokens,
+                          .positions = positions,
+                          .token_types = {},
+                          .sequences = {&sequence, 1},
+                          .adapters = {&adapter, size_t(adapter == nullptr ? 0 : 1)},
+                          .row_adapter = nullptr};
+        const Engine::WorkspaceLease workspace(*engine_);
+        const Workspace::Scope scope(*workspace);
+        const Context context{device, *workspace, batch, state.cache.get()};
+        const Tensor hidden = engine_->model().forward(context);
+        if (keys < prompt_tokens()) {
+            state.cached = keys;
+            return true;
+        }
+        const Tensor logits = engine_->model().logits(context, hidden.row_range(rows - 1, 1));
+        device.copy_to_host(state.logits.data(), logits.data, state.logits.size() * sizeof(float));
+    }
+    const int32_t token = state.sampler.sample(state.logits);
+    state.cached = keys;
+
+    if (std::find(options_.stop_tokens.begin(), options_.stop_tokens.end(), token) != options_.stop_tokens.end()) {
+        finish_reason_ = "stop";
+    } else {
+        tokens_.push_back(token);
+        if (state.vocabulary != nullptr && size_t(token) < state.vocabulary->size())
+            piece_ = state.text.push((*state.vocabulary)[size_t(token)]);
+        if (state.text.stopped())
+            finish_reason_ = "stop";
+        else if (keys == state.most_keys)
+            finish_reason_ = "length";
+    }
+    if (!finish_reason_.empty()) {
+        piece_ += state.text.finish();
+        state.cache.reset();
+    }
+    return true;
+}
+
+}  // namespace halfbyte

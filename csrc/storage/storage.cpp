@@ -1,0 +1,39 @@
+// What holds for every storage: decoding a whole weight, and putting rows in another order.
+#include "storage/storage.h"
+
+#include <cstring>
+
+#include "core/error.h"
+#include "storage/bnb4.h"
+
+namespace halfbyte {
+
+void decode(const Weight& weight, float* out) {
+    for (int64_t row = 0; row < weight.rows; row++) weight.storage->decode_row(weight, row, out + row * weight.cols);
+}
+
+Weight reorder_rows(const Weight& weight, std::span<const int64_t> order) {
+    for (const int64_t row : order) {
+        if (row < 0 || row >= weight.rows) {
+            fail(ErrorCode::invalid_argument, "reorder_rows: row ", row, " of a weight with ", weight.rows, " rows");
+        }
+    }
+    if (weight.storage == &nf4_storage() || weight.storage == &fp4_storage())
+        return storage::bnb4_reorder_rows(weight, order);
+    if (weight.storage->kind() == StorageKind::other || weight.planes[1]) {
+        fail(ErrorCode::unsupported, "rows of a ", weight.storage->name(), " weight cannot be put in another order");
+    }
+    // Floats and the GGUF formats: one plane, every row a run of bytes of its own.
+    const size_t row_bytes = weight.rows == 0 ? 0 : weight.planes[0].bytes / size_t(weight.rows);
+    Weight result = weight;
+    result.rows = int64_t(order.size());
+    result.planes[0] = allocate_plane(order.size() * row_bytes);
+    auto* to = static_cast<uint8_t*>(const_cast<void*>(result.planes[0].data));
+    for (const int64_t row : order) {
+        std::memcpy(to, weight.planes[0].as<uint8_t>() + size_t(row) * row_bytes, row_bytes);
+        to += row_bytes;
+    }
+    return result;
+}
+
+}  // namespace halfbyte

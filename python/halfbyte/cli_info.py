@@ -1,0 +1,161 @@
+"""``halfbyte info``: what a checkpoint holds and what it needs, read from its headers alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import _core
+from .cli_options import positive
+from .demo import demo_model
+from .errors import CorruptFileError, UnsupportedError
+from .terminal import count_text, size_text
+
+_DEFAULT_CONTEXT = 4096
+_CACHE_BYTES = 2  # a cached key or value: 16-bit floats, but for --precision float32
+# hyperparameter -> its names in config.json, and in GGUF after "<architecture>."
+_KEYS: dict[str, tuple[tuple[str, ...], str]] = {
+    "layers": (("num_hidden_layers", "n_layer"), "block_count"),
+    "hidden_size": (("hidden_size", "n_embd"), "embedding_length"),
+    "heads": (("num_attention_heads", "n_head"), "attention.head_count"),
+    "kv_heads": (("num_key_value_heads",), "attention.head_count_kv"),
+    "head_dim": (("head_dim",), "attention.key_length"),
+    "max_positions": (("max_position_embeddings", "n_positions", "n_ctx"), "context_length"),
+    "vocab_size": (("vocab_size",), "vocab_size"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare ``halfbyte info``."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder or file (default: the demo model)")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--tensors", action="store_true", help="list every tensor")
+    parser.add_argument(
+        "--context",
+        type=positive,
+        metavar="N",
+        help=f"tokens to reckon the cache for (default: {_DEFAULT_CONTEXT} or the model's most)",
+    )
+    parser.set_defaults(run=run)
+
+
+class _Tensor(NamedTuple):
+    name: str
+    shape: list[int]
+    storage: str
+    bytes: int
+    parameters: int
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run ``halfbyte info``."""
+    path = Path(options.model) if options.model is not None else demo_model()
+    facts = describe_checkpoint(path, options.context)
+    if options.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _print(facts, options.tensors)
+    return 0
+
+
+def describe_checkpoint(path: Path, context: int | None = None) -> dict[str, Any]:
+    """Everything that ``halfbyte info --json`` prints. Sizes in bytes."""
+    checkpoint = _core.Checkpoint(str(path.expanduser()))
+    tensors = [_tensor(checkpoint, name) for name in checkpoint.names()]
+    sizes = hyperparameters(checkpoint, str(path))
+    storages: dict[str, dict[str, int]] = {}
+    for tensor in tensors:
+        entry = storages.setdefault(tensor.storage, {"tensors": 0, "parameters": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["parameters"] += tensor.parameters
+        entry["bytes"] += tensor.bytes
+    parameters = sum(t.parameters for t in tensors)
+    weight_bytes = sum(t.bytes for t in tensors)
+    facts: dict[str, Any] = {
+        "path": str(path),
+        "format": checkpoint.format,
+        "architecture": checkpoint.architecture,
+        "model_type": checkpoint.model_type,
+        **sizes,
+        "parameters": parameters,
+        "bytes": weight_bytes,
+        "bits_per_weight": 8 * weight_bytes / parameters if parameters else 0.0,
+        "storages": dict(sorted(storages.items(), key=lambda item: -item[1]["bytes"])),
+        "memory": _memory(sizes, weight_bytes, context),
+        "tensors": [tensor._asdict() for tensor in tensors],
+    }
+    return facts
+
+
+def _tensor(checkpoint: _core.Checkpoint, name: str) -> _Tensor:
+    shape = list(checkpoint.shape(name))
+    try:
+        weight = checkpoint.weight(name)
+    except UnsupportedError as error:
+        return _Tensor(name, shape, f"unsupported: {error}", 0, 0)
+    rows, cols = weight.shape
+    return _Tensor(name, shape, weight.format, weight.nbytes, rows * cols)
+
+
+def hyperparameters(checkpoint: _core.Checkpoint, where: str) -> dict[str, int]:
+    """Sizes that the config tells, under the names of _KEYS; those it doesn't tell are left out."""
+    try:
+        config = json.loads(checkpoint.metadata_json())
+    except json.JSONDecodeError as error:
+        raise CorruptFileError(f"{where}: the config isn't JSON: {error}") from None
+    found: dict[str, int] = {}
+    for name, (hf_names, gguf_name) in _KEYS.items():
+        keys = [f"{checkpoint.model_type}.{gguf_name}"] if checkpoint.format == "gguf" else hf_names
+        value = next((config[key] for key in keys if config.get(key) is not None), None)
+        if isinstance(value, int):
+            found[name] = value
+    if "heads" in found:
+        found.setdefault("kv_heads", found["heads"])
+        if "hidden_size" in found:
+            found.setdefault("head_dim", found["hidden_size"] // found["heads"])
+    return found
+
+
+def _memory(sizes: dict[str, int], weight_bytes: int, context: int | None) -> dict[str, int]:
+    """What a run needs: the weights, and the keys and values of a conversation of `context` tokens."""
+    most = sizes.get("max_positions", _DEFAULT_CONTEXT)
+    tokens = min(context or _DEFAULT_CONTEXT, most)
+    needed = ("layers", "kv_heads", "head_dim")
+    per_token = 0
+    if all(name in sizes for name in needed):
+        per_token = 2 * sizes["layers"] * sizes["kv_heads"] * sizes["head_dim"] * _CACHE_BYTES
+    return {
+        "weights": weight_bytes,
+        "context": tokens,
+        "cache_per_token": per_token,
+        "cache": per_token * tokens,
+        "total": weight_bytes + per_token * tokens,
+    }
+
+
+def _print(facts: dict[str, Any], tensors: bool) -> None:
+    memory = facts["memory"]
+    rows = [
+        ("file", facts["path"]),
+        ("format", facts["format"]),
+        ("architecture", " ".join(dict.fromkeys((facts["architecture"], facts["model_type"])))),
+        *((name.replace("_", " "), str(facts[name])) for name in _KEYS if name in facts),
+        ("parameters", f"{count_text(facts['parameters'])} in {len(facts['tensors'])} tensors"),
+        ("weights", f"{size_text(facts['bytes'])}, {facts['bits_per_weight']:.2f} bits a weight"),
+    ]
+    for storage, entry in facts["storages"].items():
+        share = (
+            f"{size_text(entry['bytes'])} in {entry['tensors']} tensors, {count_text(entry['parameters'])} parameters"
+        )
+        rows.append((f"  {storage}", share))
+    rows.append(("memory", f"{size_text(memory['total'])} with a context of {memory['context']} tokens"))
+    rows.append(("  cache", f"{size_text(memory['cache'])} ({size_text(memory['cache_per_token'])} a token)"))
+    width = max(len(name) for name, _ in rows) + 2
+    for name, value in rows:
+        print(f"{name:<{width}}{value}")
+    if tensors:
+        print()
+        for tensor in facts["tensors"]:
+            print(f"{tensor['name']}  {tensor['shape']}  {tensor['storage']}  {size_text(tensor['bytes'])}")

@@ -1,0 +1,610 @@
+"""A loaded checkpoint: text, logits and vectors out of it, with or without an adapter."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _core, pooling
+from .chat import Message, render
+from .errors import InvalidArgumentError, NotFoundError
+from .gguf_tokenizer import load_gguf_tokenizer
+from .ops import Precision, thread_count
+from .tokenizer import Tokenizer, config_stop_ids, load_folder_tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
+TokenLists = Sequence[Sequence[int]] | NDArray[np.integer[Any]]
+Progress = Callable[[float], None]
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    quantize: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    precision: Precision = "high",
+    progress: Progress | None = None,
+) -> Model:
+    """Open a checkpoint.
+
+    Args:
+        path: a Hugging Face folder (float or bitsandbytes 4-bit), a .safetensors file with its config.json beside it,
+            or a .gguf file. Weights run with the values they hold.
+        quantize: round the linear layers while loading: "nf4", "fp4", "int8", "bf16" or "f16". None: as they are.
+        device: "cpu", "cuda" or "auto".
+        threads: None: one per available core.
+        precision: "high": at least as accurate as 16-bit floating point everywhere; "fast": int8
+            activations; "float32": the reference, float32 activations on decoded weights.
+        progress: called with 0..1 while loading, from this thread; an exception in it stops the loading.
+
+    Raises:
+        NotFoundError: no such file, tensor or config field; no such device in this build.
+        UnsupportedError: an architecture, format or config field that halfbyte can't run exactly; the text names it.
+        CorruptFileError: files that contradict their format.
+
+    """
+    location = Path(path).expanduser()
+    if not location.exists():
+        hint = (
+            ""
+            if location.is_absolute() or str(path).count("/") != 1
+            else (
+                " (halfbyte reads files and folders; to fetch a model of that name first: `hf download "
+                f"{path} --local-dir FOLDER`)"
+            )
+        )
+        raise NotFoundError(f"{path}: no such file or folder{hint}")
+    engine = _core.Engine.load(str(location), device, thread_count(threads), precision, quantize or "", progress)
+    return Model(engine, location)
+
+
+class GenerationOptions(TypedDict, total=False):
+    """The keywords of :meth:`Model.generate`, :meth:`Model.chat` and :meth:`Model.generate_tokens`."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+    adapter: str | None
+
+
+class Stream(Iterator[str]):
+    """The text of a running generation, piece by piece; whole characters only. Leave it whenever you like.
+
+    ``close()``, the end of a ``with`` block, or dropping the object ends the work and frees its cache.
+    """
+
+    def __init__(self, generation: _core.Generation) -> None:
+        self._generation: _core.Generation | None = generation
+        self._tokens: list[int] = []
+        self._finish_reason = ""
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> str:
+        # Each step is short (one token, or a chunk of the prompt), so that Ctrl-C is met between two of them.
+        try:
+            while self._generation is not None:
+                generation = self._generation
+                running = generation.step()
+                piece = generation.piece
+                if not running:
+                    self.close()
+                if piece:
+                    return piece
+        except BaseException:
+            self.close()
+            raise
+        raise StopIteration
+
+    @property
+    def tokens(self) -> list[int]:
+        """Token ids generated so far, without the one that ended the text."""
+        return self._tokens if self._generation is None else self._generation.tokens
+
+    @property
+    def finish_reason(self) -> str:
+        """Why it ended: "stop" (end-of-sequence token or stop string), "length", or "" (running, or abandoned)."""
+        return self._finish_reason if self._generation is None else self._generation.finish_reason
+
+    def close(self) -> None:
+        """End the generation; no more text comes."""
+        if self._generation is not None:
+            self._tokens, self._finish_reason = self._generation.tokens, self._generation.finish_reason
+            self._generation = None
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Packed(NamedTuple):
+    """Sequences one behind the other."""
+
+    tokens: NDArray[np.int32]  # [total]
+    lengths: NDArray[np.int64]  # [sequences]
+
+
+class Model:
+    """A checkpoint ready to run. Safe to use from many threads at once; made by :func:`load`."""
+
+    def __init__(self, engine: _core.Engine, path: Path) -> None:
+        self._open_engine: _core.Engine | None = engine
+        self._path = path
+        self._lock = threading.RLock()
+        self._tokenizer: Tokenizer | None = None
+        self._vocabulary_set = False
+        self._sentence_config: pooling.SentenceConfig | None = None
+        self._facts = engine.info()
+
+    # ---- life
+
+    @property
+    def _engine(self) -> _core.Engine:
+        engine = self._open_engine
+        if engine is None:
+            raise InvalidArgumentError(f"{self._path}: the model is closed")
+        return engine
+
+    def close(self) -> None:
+        """Release the weights. Calls in flight and running streams keep them until they end."""
+        self._open_engine = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = " (closed)" if self._open_engine is None else ""
+        return f"<halfbyte.Model {self._facts['architecture']} {self._facts['format']} {str(self._path)!r}{state}>"
+
+    # ---- facts
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What was loaded: architecture, format, sizes, device; ``weights``: a list of dicts (name, storage, ...).
+
+        Also ``bytes`` and ``parameters`` of all weights, ``bits_per_weight``, ``storages`` (parameters in each).
+        """
+        facts = dict(self._facts)
+        weights = facts["weights"]
+        storages: dict[str, int] = {}
+        for weight in weights:
+            storages[weight["storage"]] = storages.get(weight["storage"], 0) + weight["rows"] * weight["cols"]
+        facts["parameters"] = sum(storages.values())
+        facts["bytes"] = sum(weight["bytes"] for weight in weights)
+        facts["bits_per_weight"] = 8 * facts["bytes"] / facts["parameters"] if facts["parameters"] else 0.0
+        facts["storages"] = dict(sorted(storages.items(), key=lambda item: -item[1]))
+        return facts
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer. Raises NotFoundError or UnsupportedError where it has none that can be used."""
+        with self._lock:
+            if self._tokenizer is None:
+                if self._facts["format"] == "gguf":
+                    self._tokenizer = load_gguf_tokenizer(_core.Checkpoint(str(self._path)), str(self._path))
+                else:
+                    self._tokenizer = load_folder_tokenizer(self._folder)
+            return self._tokenizer
+
+    @property
+    def _folder(self) -> Path:
+        return self._path if self._path.is_dir() else self._path.parent
+
+    @property
+    def sentence_config(self) -> pooling.SentenceConfig:
+        """What :meth:`encode` does where it isn't told otherwise: the checkpoint's sentence-transformers files."""
+        with self._lock:
+            if self._sentence_config is None:
+                if self._facts["format"] == "gguf":
+                    checkpoint = _core.Checkpoint(str(self._path))
+                    self._sentence_config = pooling.read_gguf(checkpoint, self._facts["architecture"])
+                else:
+                    self._sentence_config = pooling.read_folder(self._folder)
+            return self._sentence_config
+
+    # ---- text
+
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[False] = ..., **options: Unpack[GenerationOptions]
+    ) -> str: ...
+    @overload
+    def generate(self, prompt: Prompt, *, stream: Literal[True], **options: Unpack[GenerationOptions]) -> Stream: ...
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        adapter: str | None = None,
+        stream: bool = False,
+    ) -> str | Stream:
+        """Continue a prompt; the prompt itself isn't returned.
+
+        Args:
+            prompt: a text (special tokens are added as the model was trained with) or token ids (taken as they are).
+            max_tokens: end here at the latest, or where the context is full.
+            temperature: 0: always the most probable token; the next three are then without effect.
+            top_k: sample among this many most probable tokens; 0: all.
+            top_p: sample among the most probable tokens that together have this probability.
+            min_p: leave out tokens less probable than this fraction of the most probable one.
+            repetition_penalty: > 1 makes tokens of the prompt and the output less probable.
+            presence_penalty: subtracted once from the logits of tokens in the output.
+            frequency_penalty: subtracted from the logits of tokens in the output, for each time that they occur.
+            seed: the same seed gives the same text; None: another each time.
+            stop: strings that end the text; they aren't part of it.
+            adapter: name given to :meth:`load_adapter`; None: the model alone.
+            stream: True: return a :class:`Stream`, an iterator of pieces of text as they become certain.
+
+        Raises:
+            InvalidArgumentError: a value out of its range, an empty prompt, a token id out of range.
+            NotFoundError: no such adapter; a text, but no tokenizer.
+
+        """
+        self._use_vocabulary()
+        ids = self._prompt_ids(prompt)
+        options = GenerationOptions(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+            stop=stop,
+            adapter=adapter,
+        )
+        pieces = Stream(self._start(ids, options))
+        return pieces if stream else "".join(pieces)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        stream: Literal[False] = ...,
+        template: str | None = ...,
+        template_variables: Mapping[str, Any] | None = ...,
+        **options: Unpack[GenerationOptions],
+    ) -> str: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        stream: Literal[True],
+        template: str | None = ...,
+        template_variables: Mapping[str, Any] | None = ...,
+        **options: Unpack[GenerationOptions],
+    ) -> Stream: ...
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        stream: bool = False,
+        template: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> str | Stream:
+        """The assistant's answer to a conversation, written as the checkpoint's own chat template says.
+
+        Args:
+            messages: [{"role": "user", "content": "What is gravity?"}, ...]; the roles are those of the template.
+            stream: as in :meth:`generate`.
+            template: name of a template, where the checkpoint has several.
+            template_variables: further variables of the template, such as ``{"enable_thinking": False}``.
+            options: the other keywords of :meth:`generate`.
+
+        """
+        text = self.render_chat(messages, template=template, template_variables=template_variables)
+        ids = self.tokenizer.encode(text, add_special_tokens=False)  # the template has written them
+        pieces = self.generate(ids, stream=True, **options)
+        return pieces if stream else "".join(pieces)
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        template: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt text that :meth:`chat` continues."""
+        return render(
+            self.tokenizer.settings,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            template=template,
+            variables=template_variables,
+        )
+
+    @overload
+    def generate_tokens(
+        self, prompt: Prompt, *, stream: Literal[False] = ..., **options: Unpack[GenerationOptions]
+    ) -> list[int]: ...
+    @overload
+    def generate_tokens(
+        self, prompt: Prompt, *, stream: Literal[True], **options: Unpack[GenerationOptions]
+    ) -> Iterator[int]: ...
+    def generate_tokens(
+        self, prompt: Prompt, *, stream: bool = False, **options: Unpack[GenerationOptions]
+    ) -> list[int] | Iterator[int]:
+        """Like :meth:`generate`, but gives token ids; needs no tokenizer for a prompt of ids without ``stop``.
+
+        The id that ends the text isn't part of the result. ``stream=True`` returns an iterator of ids.
+        """
+        unknown = set(options) - GenerationOptions.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"generate_tokens() got an unexpected keyword argument {min(unknown)!r}")
+        if options.get("stop"):
+            self._use_vocabulary()
+        generation = self._start(self._prompt_ids(prompt), options)
+        if stream:
+            return _token_iterator(generation)
+        while generation.step():
+            pass
+        return generation.tokens
+
+    def _use_vocabulary(self) -> None:
+        """Give the core the bytes of each token, once."""
+        with self._lock:
+            if not self._vocabulary_set:
+                pieces = self.tokenizer.vocabulary_pieces()
+                size = self._facts["vocab_size"]  # the table may be padded beyond the tokenizer
+                self._engine.set_vocabulary((pieces + [b""] * (size - len(pieces)))[:size])
+                self._vocabulary_set = True
+
+    def _prompt_ids(self, prompt: Prompt) -> NDArray[np.int32]:
+        ids = _token_ids("generate: prompt", self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        if ids.size == 0:
+            raise InvalidArgumentError("generate: the prompt is empty: there is no token to continue")
+        return ids
+
+    def _stop_ids(self) -> tuple[int, ...]:
+        try:
+            return self.tokenizer.stop_ids
+        except NotFoundError:
+            return config_stop_ids(self._folder)
+
+    def _start(self, ids: NDArray[np.int32], options: GenerationOptions) -> _core.Generation:
+        stop = options.get("stop", ())
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        if not all(isinstance(s, str) and s for s in stops):
+            raise InvalidArgumentError(f"generate: stop must be a text or texts, none of them empty, got {stop!r}")
+        seed = options.get("seed")
+        return self._engine.generate(
+            ids,
+            _whole("max_tokens", options.get("max_tokens", 256)),
+            options.get("temperature", 0.0),
+            _whole("top_k", options.get("top_k", 0)),
+            options.get("top_p", 1.0),
+            options.get("min_p", 0.0),
+            options.get("repetition_penalty", 1.0),
+            options.get("presence_penalty", 0.0),
+            options.get("frequency_penalty", 0.0),
+            secrets.randbits(64) if seed is None else int(seed) % 2**64,
+            stops,
+            self._stop_ids(),
+            options.get("adapter"),
+        )
+
+    # ---- numbers
+
+    def logits(self, token_lists: TokenLists, adapter: str | None = None) -> NDArray[np.float32]:
+        """Scores of every next token: [batch, tokens, vocab] for token ids [batch, tokens].
+
+        The lists may differ in length: rows past the end of a shorter one are zeros. No special tokens are added.
+        """
+        packed = _pack("logits: token_lists", token_lists)
+        rows = self._engine.logits(packed.tokens, packed.lengths, adapter)
+        return _unpack(rows, packed.lengths)
+
+    def hidden_states(
+        self,
+        token_ids: TokenLists,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: TokenLists | None = None,
+        adapter: str | None = None,
+    ) -> NDArray[np.float32]:
+        """Hidden states behind the last norm: [batch, tokens, hidden] for token ids [batch, tokens].
+
+        Args:
+            token_ids: a rectangle, or lists that differ in length.
+            attention_mask: [batch, tokens], 1 or True where there is a token. The others are left out of the
+                computation (the rest keep their positions), and their rows in the result are zeros. None: all ones.
+            token_type_ids: like token_ids; None: all 0.
+            adapter: name given to :meth:`load_adapter`; None: the model alone.
+
+        """
+        packed = _pack("hidden_states: token_ids", token_ids)
+        types = None if token_type_ids is None else _pack("hidden_states: token_type_ids", token_type_ids)
+        if types is not None and not np.array_equal(types.lengths, packed.lengths):
+            raise InvalidArgumentError("hidden_states: token_type_ids must have the shape of token_ids")
+        type_ids = None if types is None else types.tokens
+        if attention_mask is None:
+            rows = self._engine.hidden_states(packed.tokens, packed.lengths, None, type_ids, adapter)
+            return _unpack(rows, packed.lengths)
+        mask = np.asarray(attention_mask)
+        batch, longest = len(packed.lengths), int(packed.lengths.max(initial=0))
+        if mask.shape != (batch, longest) or np.any(packed.lengths != longest):
+            raise InvalidArgumentError(
+                f"hidden_states: attention_mask must have the shape of token_ids [batch, tokens], got {mask.shape} "
+                f"for {batch} lists of at most {longest} tokens"
+            )
+        if not np.isin(mask, (0, 1)).all():
+            raise InvalidArgumentError("hidden_states: attention_mask must hold 0 and 1 (or False and True) alone")
+        keep = mask.astype(bool)
+        positions = np.broadcast_to(np.arange(longest, dtype=np.int32), keep.shape)[keep]
+        flat = keep.reshape(-1)
+        kept = self._engine.hidden_states(
+            np.ascontiguousarray(packed.tokens[flat]),
+            keep.sum(axis=1).astype(np.int64),
+            np.ascontiguousarray(positions),
+            None if type_ids is None else np.ascontiguousarray(type_ids[flat]),
+            adapter,
+        )
+        out = np.zeros((batch, longest, kept.shape[1]), dtype=np.float32)
+        out[keep] = kept
+        return out
+
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        normalize: bool | None = None,
+        pooling: str | None = None,  # noqa: A002, RUF100
+        batch_size: int = 32,
+        adapter: str | None = None,
+        progress: Progress | None = None,
+    ) -> NDArray[np.float32]:
+        """One vector per sentence: float32 [batch, dim], in the order given; [dim] for a single text.
+
+        Args:
+            sentences: texts; the end of one longer than the checkpoint's ``max_seq_length`` is cut off, as
+                sentence-transformers does.
+            normalize: True: vectors of length 1. None: as the checkpoint's modules.json says.
+            pooling: "mean", "cls", "max" or "last" token; None: as the checkpoint's files say (mean without any).
+            batch_size: sentences computed together; they are sorted by length for that.
+            adapter: name given to :meth:`load_adapter`; None: the model alone.
+            progress: called with 0..1 after every batch.
+
+        """
+        config = self.sentence_config
+        mode = config.pooling if pooling is None else pooling
+        unit = config.normalize if normalize is None else bool(normalize)
+        if _whole("batch_size", batch_size) < 1:
+            raise InvalidArgumentError(f"encode: batch_size must be positive, got {batch_size}")
+        if isinstance(sentences, str):
+            return self.encode([sentences], normalize, pooling, batch_size, adapter, progress)[0]  # type: ignore[no-any-return]
+        ids = self._sentence_ids(sentences, config)
+        out = np.empty((len(ids), self._facts["hidden_size"]), dtype=np.float32)
+        order = sorted(
+            range(len(ids)), key=lambda i: len(ids[i]), reverse=True
+        )  # the longest first: memory is known early
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            packed = _pack("encode", [ids[i] for i in rows])
+            out[rows] = self._engine.embed(packed.tokens, packed.lengths, None, mode, unit, adapter)
+            if progress is not None:
+                progress(min(1.0, (start + len(rows)) / len(order)))
+        return out
+
+    def _sentence_ids(self, sentences: Iterable[str], config: pooling.SentenceConfig) -> list[list[int]]:
+        texts = list(sentences)
+        for text in texts:
+            if not isinstance(text, str):
+                raise InvalidArgumentError(f"encode: expected texts, got {type(text).__name__}")
+        texts = [config.prompt + text for text in texts]
+        if config.do_lower_case:
+            texts = [text.lower() for text in texts]
+        limits = (config.max_seq_length or self.tokenizer.settings.max_length, self._facts["max_positions"])
+        return self.tokenizer.encode_batch(texts, max_length=min((n for n in limits if n), default=None))
+
+    # ---- adapters
+
+    def load_adapter(self, path: str | os.PathLike[str], name: str = "default") -> None:
+        """Read a PEFT LoRA folder and keep it under ``name``, unmerged; one of that name is replaced.
+
+        Raises:
+            NotFoundError: no such folder or file.
+            UnsupportedError: a field or tensor that halfbyte can't apply exactly; the text names it.
+            CorruptFileError: shapes that don't fit this model.
+
+        """
+        self._engine.load_adapter(str(Path(path).expanduser()), name)
+
+    def unload_adapter(self, name: str = "default") -> None:
+        """Forget an adapter. Calls in flight keep it until they end. Raises NotFoundError."""
+        self._engine.unload_adapter(name)
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the adapters loaded."""
+        return self._engine.adapter_names()
+
+
+def _token_iterator(generation: _core.Generation) -> Iterator[int]:
+    seen, running = 0, True
+    while running:
+        running = generation.step()
+        tokens = generation.tokens
+        yield from tokens[seen:]
+        seen = len(tokens)
+
+
+def _whole(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise InvalidArgumentError(f"{name}: expected an integer, got {value!r}")
+    return int(value)
+
+
+def _token_ids(where: str, values: ArrayLike) -> NDArray[np.int32]:
+    """Checked token ids [n]."""
+    array = np.asarray(values)
+    if array.size == 0 and array.ndim == 1:
+        return np.empty(0, dtype=np.int32)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InvalidArgumentError(f"{where}: expected a list of token ids, got {array.dtype} of shape {array.shape}")
+    if array.min() < 0 or array.max() > np.iinfo(np.int32).max:
+        raise InvalidArgumentError(
+            f"{where}: token id {array.min() if array.min() < 0 else array.max()} is out of range"
+        )
+    return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def _pack(where: str, lists: TokenLists) -> _Packed:
+    if isinstance(lists, (str, bytes)) or not hasattr(lists, "__len__"):
+        raise InvalidArgumentError(f"{where}: expected lists of token ids, [batch, tokens], got {type(lists).__name__}")
+    if len(lists) and np.ndim(lists[0]) == 0:
+        raise InvalidArgumentError(f"{where}: expected lists of token ids, [batch, tokens]; for one list pass [ids]")
+    rows = [_token_ids(f"{where}[{i}]", row) for i, row in enumerate(lists)]
+    lengths = np.array([row.size for row in rows], dtype=np.int64)
+    return _Packed(np.concatenate(rows) if rows else np.empty(0, dtype=np.int32), lengths)
+
+
+def _unpack(rows: NDArray[np.float32], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+    """[total, n] -> [batch, longest, n], zeros past the end of a sequence."""
+    batch, longest = len(lengths), int(lengths.max(initial=0))
+    if batch * longest == rows.shape[0]:
+        return rows.reshape(batch, longest, rows.shape[1])
+    out = np.zeros((batch, longest, rows.shape[1]), dtype=np.float32)
+    out[np.arange(longest) < lengths[:, None]] = rows
+    return out

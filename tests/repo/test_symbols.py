@@ -1,0 +1,108 @@
+"""What the object files export.
+
+A function that several object files may define (an inline function, a template of the standard library) is a weak
+symbol, and the linker keeps any one of its copies. Were one compiled for AVX-512 kept, other processors would crash
+in it. So what is compiled with the flags of an instruction set defines no weak symbol at all, and nothing outside its
+own namespace.
+"""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from source_tree import ROOT
+
+from halfbyte import _core
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    """{instruction set: its object files}: of the developer build, brought up to date, or of a build made here."""
+    build = ROOT / "build" / "dev"
+    if not (build / "CMakeCache.txt").exists():
+        build = tmp_path_factory.mktemp("build")
+        cmake("-S", str(ROOT), "-B", str(build), "-DHALFBYTE_PYTHON=OFF", f"-DPython_EXECUTABLE={sys.executable}")
+    targets = [f"halfbyte_cpu_{path.name}" for path in sorted((ROOT / "csrc/cpu/isa").iterdir()) if path.is_dir()]
+    built = [target for target in targets if (build / "CMakeFiles" / f"{target}.dir").exists()]
+    cmake("--build", str(build), "--parallel", "2", "--target", *built)
+    return {
+        target.removeprefix("halfbyte_cpu_"): sorted((build / "CMakeFiles" / f"{target}.dir").rglob("*.o"))
+        for target in built
+    }
+
+
+def cmake(*arguments):
+    done = subprocess.run(["cmake", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def defined(path):
+    """[(type, name)] of the symbols that an object file defines: T t D d ... as nm writes them."""
+    lines = subprocess.run(["nm", "--defined-only", "-C", str(path)], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"^[0-9a-f]+ (\S) (.+)$", lines, re.MULTILINE)
+
+
+def test_the_build_has_the_instruction_sets_of_the_module(objects):
+    assert set(objects) >= set(_core.isas())
+    assert all(objects.values())
+
+
+def test_no_weak_symbol_in_an_instruction_set(objects):
+    weak = [
+        f"{isa}: {path.name}: {kind} {name}"
+        for isa, paths in objects.items()
+        for path in paths
+        for kind, name in defined(path)
+        if kind in "WwVvu"
+    ]
+    assert not weak
+
+
+def test_an_instruction_set_exports_only_its_own_namespace(objects):
+    strangers = [
+        f"{path.name}: {name}"
+        for isa, paths in objects.items()
+        for path in paths
+        for kind, name in defined(path)
+        if kind.isupper() and f"halfbyte::cpu::{isa}::" not in name
+    ]
+    assert not strangers
+
+
+def test_a_weak_symbol_would_be_seen(tmp_path):
+    source = tmp_path / "weak.cpp"
+    source.write_text("template <class T> T twice(T x) { return x + x; }\ntemplate int twice(int);\n")
+    subprocess.run(["g++", "-c", str(source), "-o", str(tmp_path / "weak.o")], check=True)
+    assert [kind for kind, name in defined(tmp_path / "weak.o") if "twice" in name] == ["W"]
+
+
+def of_the_module(*command):
+    return subprocess.run([*command, _core.__file__], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_module_needs_system_libraries_alone():
+    """No path of the machine that built it, and nothing that a machine without a compiler lacks."""
+    dynamic = of_the_module("readelf", "-d")
+    assert "RPATH" not in dynamic
+    assert "RUNPATH" not in dynamic
+    needed = re.findall(r"NEEDED.*\[([\w+\-]+)\.so", dynamic)
+    assert set(needed) <= {"libstdc++", "libm", "libgcc_s", "libc", "libpthread", "ld-linux-x86-64", "ld-linux-aarch64"}
+
+
+def test_the_module_exports_its_entry_alone():
+    """Nothing for another extension module, built with another libstdc++ or json library, to collide with."""
+    symbols = re.findall(r"^[0-9a-f]+ (\S) (.+)$", of_the_module("nm", "-D", "--defined-only", "-C"), re.MULTILINE)
+    assert [name for kind, name in symbols if kind in "TDBR"] == ["PyInit__core"]
+
+
+def test_the_package_imports_without_a_path_to_any_program():
+    done = subprocess.run(
+        [sys.executable, "-c", "import halfbyte; print(halfbyte.__version__)"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/nonexistent"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == _core.__version__

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Formats every source file in place, with the tools of the `test` extra.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+ruff check --fix .
+ruff format .
+find csrc tests -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.hpp' | xargs clang-format -i
