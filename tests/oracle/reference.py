@@ -97,15 +97,25 @@ def build(name: str, config: Any, weights: dict[str, torch.Tensor]) -> Any:
     return model.eval()
 
 
-def round_linears_to_nf4(model: Any, quant_type: str = "nf4", blocksize: int = 64) -> Any:
-    """A copy whose linear layers, the output layer apart, are bitsandbytes' 4 bits with double-quantised scales and back."""
+def _rounded(weight: torch.Tensor, format: str) -> torch.Tensor:
+    """[out, in] in a 4-bit or 16-bit format (bitsandbytes with double-quantised scales), or gguf's Q8_0, and back."""
+    if format in ("nf4", "fp4"):
+        codes, state = bnb.quantize_4bit(weight.contiguous(), blocksize=64, compress_statistics=True, quant_type=format)
+        return bnb.dequantize_4bit(codes, state)
+    if format == "int8":
+        q8_0 = gguf.GGMLQuantizationType.Q8_0
+        return torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), q8_0), q8_0))
+    return weight.to({"bf16": torch.bfloat16, "f16": torch.float16}[format]).float()
+
+
+def round_linears(model: Any, format: str) -> Any:
+    """A copy whose linear layers, the output layer apart, have values of that format."""
     model = copy.deepcopy(model)
     for name, module in model.named_modules():
         if is_linear(module) and not name.startswith(("lm_head", "cls.")):
-            weight = module.weight.data.T if isinstance(module, Conv1D) else module.weight.data
-            codes, state = bnb.quantize_4bit(weight.contiguous(), blocksize=blocksize, compress_statistics=True, quant_type=quant_type)
-            back = bnb.dequantize_4bit(codes, state)
-            module.weight.data = back.T.contiguous() if isinstance(module, Conv1D) else back
+            conv1d = isinstance(module, Conv1D)  # [in, out]
+            back = _rounded(module.weight.data.T if conv1d else module.weight.data, format)
+            module.weight.data = back.T.contiguous() if conv1d else back
     return model
 
 
@@ -168,7 +178,11 @@ def int8_activations(model: Any) -> Any:
         scale = args[0].abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
         return ((args[0] / scale).round() * scale, *args[1:])
 
-    handles = [module.register_forward_pre_hook(hook) for module in model.modules() if is_linear(module)]
+    handles = [
+        module.register_forward_pre_hook(hook)
+        for name, module in model.named_modules()
+        if is_linear(module) and ".lora_" not in name  # adapters stay in floating point
+    ]
     try:
         yield model
     finally:
