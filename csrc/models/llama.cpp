@@ -52,13 +52,9 @@ Tensor Llama::forward(const Context& context) const {
 }
 
 // llama.cpp's converter stores the rows of a head as rotary pairs (2j, 2j + 1); Hugging Face as halves (j, j + d/2).
-// order[i] is the row of the file that is row i in Hugging Face's order.
-std::vector<int64_t> rows_of_rotary_pairs(int64_t heads, int64_t head_dim) {
-    std::vector<int64_t> order;
-    for (int64_t head = 0; head < heads; head++)
-        for (int64_t half = 0; half < 2; half++)
-            for (int64_t j = 0; j < head_dim / 2; j++) order.push_back(head * head_dim + 2 * j + half);
-    return order;
+int64_t row_of_rotary_pair(int64_t row, int64_t head_dim) {
+    const int64_t first = row / head_dim * head_dim, half = row % head_dim / (head_dim / 2), j = row % (head_dim / 2);
+    return first + 2 * j + half;
 }
 
 Llama::Llama(Loader& loader) {
@@ -100,18 +96,16 @@ Llama::Llama(Loader& loader) {
     rope_ = rope_from_config(config, head_dim, 10000.0, loader.vector({"", "rope_freqs"}, head_dim / 2));
     tokens_ = loader.embedding({"model.embed_tokens", "token_embd"}, info_.vocab_size, hidden);
 
-    std::vector<int64_t> q_rows, k_rows;
-    if (loader.is_gguf()) q_rows = rows_of_rotary_pairs(heads, head_dim), k_rows = rows_of_rotary_pairs(kv_heads, head_dim);
-    const Loader::LinearOptions attn_q{.bias_required = attention_bias, .row_order = q_rows};
-    const Loader::LinearOptions attn_k{.bias_required = attention_bias, .row_order = k_rows};
+    Loader::LinearOptions rotary{.bias_required = attention_bias};
+    if (loader.is_gguf()) rotary.row_of = [head_dim](int64_t row) { return row_of_rotary_pair(row, head_dim); };
     const Loader::LinearOptions attn{.bias_required = attention_bias}, mlp{.bias_required = mlp_bias};
 
     for (int64_t i = 0; i < info_.layers; i++) {
         Layer& layer = layers_.emplace_back();
         loader.at_layer(i, "model.layers.", "blk.");
         layer.attention_norm = loader.rms_norm({"input_layernorm", "attn_norm"}, hidden, eps);
-        layer.q = loader.linear({"self_attn.q_proj", "attn_q"}, hidden, heads * head_dim, attn_q);
-        layer.k = loader.linear({"self_attn.k_proj", "attn_k"}, hidden, kv_heads * head_dim, attn_k);
+        layer.q = loader.linear({"self_attn.q_proj", "attn_q"}, hidden, heads * head_dim, rotary);
+        layer.k = loader.linear({"self_attn.k_proj", "attn_k"}, hidden, kv_heads * head_dim, rotary);
         layer.v = loader.linear({"self_attn.v_proj", "attn_v"}, hidden, kv_heads * head_dim, attn);
         layer.o = loader.linear({"self_attn.o_proj", "attn_output"}, heads * head_dim, hidden, attn);
         layer.mlp_norm = loader.rms_norm({"post_attention_layernorm", "ffn_norm"}, hidden, eps);

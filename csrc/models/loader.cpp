@@ -134,7 +134,9 @@ Linear Loader::linear(Name name, int64_t in, int64_t out, const LinearOptions& o
         weight = transposed(weight, device_.host_pool());
     }
     check_shape(tensor, weight, out, in);
-    if (!options.row_order.empty()) weight = reorder_rows(weight, options.row_order);
+    std::vector<int64_t> order(static_cast<size_t>(options.row_of ? out : 0));
+    for (size_t i = 0; i < order.size(); i++) order[i] = options.row_of(int64_t(i));
+    if (options.row_of) weight = reorder_rows(weight, order);
     if (!options_.quantize.empty()) {
         const Plane values = allocate_plane(size_t(weight.size()) * sizeof(float));
         decode(weight, const_cast<float*>(values.as<float>()));
@@ -155,7 +157,7 @@ Linear Loader::linear(Name name, int64_t in, int64_t out, const LinearOptions& o
     if (!bias.empty()) {
         const std::vector<float> values = read_vector(bias, out);
         std::vector<float> ordered = values;
-        for (size_t i = 0; i < options.row_order.size(); i++) ordered[i] = values[size_t(options.row_order[i])];
+        for (size_t i = 0; i < order.size(); i++) ordered[i] = values[size_t(order[i])];
         layer.bias = to_device(ordered);
     }
     return layer;

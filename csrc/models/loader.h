@@ -45,8 +45,8 @@ public:
     struct LinearOptions {
         bool bias_required = false;  ///< the config promises a bias; without this a bias is read where the file has one
         bool conv1d = false;         ///< Hugging Face float weights are stored [in, out] (GPT-2's Conv1D)
-        std::vector<int64_t> row_order =
-            {};  ///< the rows wanted, as rows of the file (see reorder_rows); empty: as they are
+        /// Row i of the layer is row row_of(i) of the file (see reorder_rows); empty: as they are.
+        std::function<int64_t(int64_t)> row_of = {};
     };
     bool contains(Name name) const;  ///< "<name>.weight" is there
     int64_t rows(Name name) const;   ///< of "<name>.weight". Error not_found.
