@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -37,7 +39,8 @@ Tensor matrix(const FloatArray& array, const char* op, const char* name) {
 
 const float* vector_or_null(const std::optional<FloatArray>& array, int64_t size, const char* op, const char* name) {
     if (!array) return nullptr;
-    check(array->ndim() == 1 && array->shape(0) == size, op, name, " must have shape (", size, ",), found ", shape_of(*array));
+    check(array->ndim() == 1 && array->shape(0) == size, op, name, " must have shape (", size, ",), found ",
+          shape_of(*array));
     return array->data();
 }
 
@@ -57,11 +60,12 @@ Tensor rows_of(FloatArray& array) {
 
 Activation activation_named(const std::string& name) {
     constexpr std::pair<std::string_view, Activation> kNames[] = {
-        {"none", Activation::none}, {"relu", Activation::relu}, {"gelu", Activation::gelu}, {"gelu_tanh", Activation::gelu_tanh},
-        {"silu", Activation::silu}, {"tanh", Activation::tanh}};
+        {"none", Activation::none},           {"relu", Activation::relu}, {"gelu", Activation::gelu},
+        {"gelu_tanh", Activation::gelu_tanh}, {"silu", Activation::silu}, {"tanh", Activation::tanh}};
     for (const auto& [known, activation] : kNames)
         if (name == known) return activation;
-    fail(ErrorCode::invalid_argument, "activation: expected none, relu, gelu, gelu_tanh, silu or tanh, found \"", name, "\"");
+    fail(ErrorCode::invalid_argument, "activation: expected none, relu, gelu, gelu_tanh, silu or tanh, found \"", name,
+         "\"");
 }
 
 Precision precision_named(const std::string& name) {
@@ -109,12 +113,13 @@ public:
     void linear_into(const FloatArray& x, const std::vector<std::shared_ptr<PyWeight>>& weights, py::array_t<float>& y,
                      bool accumulate) {
         const Tensor in = matrix(x, "linear_into", "x");
-        check(y.ndim() == 2 && y.shape(0) == in.rows && y.writeable() && y.strides(1) == py::ssize_t(sizeof(float)), "linear_into",
-              "y must be a writeable float32 matrix with contiguous rows, found shape ", shape_of(y));
+        check(y.ndim() == 2 && y.shape(0) == in.rows && y.writeable() && y.strides(1) == py::ssize_t(sizeof(float)),
+              "linear_into", "y must be a writeable float32 matrix with contiguous rows, found shape ", shape_of(y));
         Tensor out(y.mutable_data(), in.rows, y.shape(1), y.strides(0) / py::ssize_t(sizeof(float)));
         int64_t columns = 0;
         for (const auto& weight : weights) {
-            check(weight->weight.cols == in.cols, "linear_into", "x has ", in.cols, " columns, a weight takes ", weight->weight.cols);
+            check(weight->weight.cols == in.cols, "linear_into", "x has ", in.cols, " columns, a weight takes ",
+                  weight->weight.cols);
             columns += weight->weight.rows;
         }
         check(columns == out.cols, "linear_into", "y has ", out.cols, " columns, the weights have ", columns, " rows");
@@ -130,34 +135,51 @@ public:
         device_->linear(in, parts);
     }
 
+    /// cache: "float32", or "float16" for keys and values rounded as a model's cache holds them.
     FloatArray attention(const FloatArray& q, const FloatArray& k, const FloatArray& v, bool causal,
-                         const std::optional<FloatArray>& mask, float scale, int64_t window, float softcap) {
-        check(q.ndim() == 3 && k.ndim() == 3 && v.ndim() == 3, "attention", "q must be [queries, heads, d], k and v [keys, kv_heads, d]");
+                         const std::optional<FloatArray>& mask, float scale, int64_t window, float softcap,
+                         const std::string& cache) {
+        check(q.ndim() == 3 && k.ndim() == 3 && v.ndim() == 3, "attention",
+              "q must be [queries, heads, d], k and v [keys, kv_heads, d]");
         AttentionParams params;
         params.heads = q.shape(1), params.kv_heads = k.shape(1), params.head_dim = q.shape(2);
         params.scale = scale, params.causal = causal, params.window = window, params.softcap = softcap;
         const int64_t queries = q.shape(0), keys = k.shape(0);
-        check(shape_of(k) == shape_of(v), "attention", "k and v must have the same shape, found ", shape_of(k), " and ", shape_of(v));
+        check(shape_of(k) == shape_of(v), "attention", "k and v must have the same shape, found ", shape_of(k), " and ",
+              shape_of(v));
         check(k.shape(2) == params.head_dim, "attention", "q has heads of ", params.head_dim, ", k of ", k.shape(2));
         check(params.kv_heads > 0 && params.heads % params.kv_heads == 0, "attention", params.heads,
               " query heads are not a multiple of ", params.kv_heads, " key/value heads");
-        check(queries <= keys || !(causal || window > 0), "attention", "causal with ", queries, " queries and only ", keys, " keys");
+        check(queries <= keys || !(causal || window > 0), "attention", "causal with ", queries, " queries and only ", keys,
+              " keys");
         check(window >= 0 && softcap >= 0, "attention", "window and softcap must not be negative");
+        check(cache == "float32" || cache == "float16", "attention", "cache: expected float32 or float16, found \"", cache,
+              "\"");
         if (mask) {
-            check(mask->ndim() == 3 && (mask->shape(0) == 1 || mask->shape(0) == params.heads) && mask->shape(1) == queries &&
-                      mask->shape(2) == keys,
+            check(mask->ndim() == 3 && (mask->shape(0) == 1 || mask->shape(0) == params.heads) &&
+                      mask->shape(1) == queries && mask->shape(2) == keys,
                   "attention", "mask must be [1 or ", params.heads, ", ", queries, ", ", keys, "], found ", shape_of(*mask));
             params.bias = mask->data();
             params.bias_head_stride = mask->shape(0) == 1 ? 0 : queries * keys;
         }
         FloatArray out(std::vector<py::ssize_t>(q.shape(), q.shape() + 3));
         const int64_t cols = params.heads * params.head_dim, kv_cols = params.kv_heads * params.head_dim;
-        Tensor in(const_cast<float*>(q.data()), queries, cols), result(out.mutable_data(), queries, cols);
-        // More queries than keys (without a mask by position): every query is a sequence position of its own all the same.
-        std::vector<Sequence> sequences;
-        if (queries <= keys || mask) sequences.push_back({0, queries, 0, keys});
+        const Tensor in(const_cast<float*>(q.data()), queries, cols), result(out.mutable_data(), queries, cols);
+        KvView k_view{const_cast<float*>(k.data()), DType::f32, kv_cols};
+        KvView v_view{const_cast<float*>(v.data()), DType::f32, kv_cols};
+        const Sequence sequence{0, queries, 0, keys};
         const py::gil_scoped_release release;
-        run_attention(in, k.data(), v.data(), keys, kv_cols, sequences, params, result);
+        Buffer k_half, v_half;
+        if (cache == "float16") {
+            const Sequence whole{0, keys, 0, keys};
+            for (auto [view, buffer] : {std::pair{&k_view, &k_half}, std::pair{&v_view, &v_half}}) {
+                *buffer = device_->allocate(size_t(keys * kv_cols) * sizeof(uint16_t));
+                const Tensor from(static_cast<float*>(view->data), keys, kv_cols);
+                *view = KvView{buffer->data, DType::f16, kv_cols};
+                device_->store_kv(from, {&whole, 1}, *view);
+            }
+        }
+        device_->attention(in, k_view, v_view, {&sequence, 1}, params, result);
         return out;
     }
 
@@ -193,9 +215,9 @@ public:
 
     FloatArray gated_activation(const std::string& name, const FloatArray& gate, const FloatArray& up) {
         const Activation activation = activation_named(name);
-        check(shape_of(gate) == shape_of(up), "gated_activation", "gate and up must have the same shape, found ", shape_of(gate), " and ",
-              shape_of(up));
-        FloatArray out = copy_of(gate), other = up;
+        check(shape_of(gate) == shape_of(up), "gated_activation", "gate and up must have the same shape, found ",
+              shape_of(gate), " and ", shape_of(up));
+        FloatArray out = copy_of(gate);
         const Tensor rows = rows_of(out);
         const Tensor factors(const_cast<float*>(up.data()), rows.rows, rows.cols);
         const py::gil_scoped_release release;
@@ -207,8 +229,8 @@ public:
                     float magnitude, bool interleaved) {
         const Tensor in = matrix(x, "rope", "x");
         check(head_dim > 0 && in.cols % head_dim == 0, "rope", in.cols, " columns are not whole heads of ", head_dim);
-        check(positions.ndim() == 1 && positions.shape(0) == in.rows, "rope", "positions must have shape (", in.rows, ",), found ",
-              shape_of(positions));
+        check(positions.ndim() == 1 && positions.shape(0) == in.rows, "rope", "positions must have shape (", in.rows,
+              ",), found ", shape_of(positions));
         check(frequencies.ndim() == 1 && 2 * frequencies.shape(0) <= head_dim, "rope", "at most ", head_dim / 2,
               " frequencies for heads of ", head_dim, ", found shape ", shape_of(frequencies));
         FloatArray out = copy_of(x);
@@ -221,28 +243,31 @@ public:
     }
 
     FloatArray lora(const FloatArray& x, const std::vector<py::array>& a, const std::vector<py::array>& b,
-                    const std::vector<float>& scales, const std::optional<Array<int32_t>>& row_adapter, const FloatArray& y) {
+                    const std::vector<float>& scales, const std::optional<Array<int32_t>>& row_adapter,
+                    const FloatArray& y) {
         const Tensor in = matrix(x, "lora", "x"), onto = matrix(y, "lora", "y");
         check(in.rows == onto.rows, "lora", "x has ", in.rows, " rows, y has ", onto.rows);
-        check(a.size() == b.size() && a.size() == scales.size(), "lora", a.size(), " matrices A, ", b.size(), " matrices B, ",
-              scales.size(), " scales");
+        check(a.size() == b.size() && a.size() == scales.size(), "lora", a.size(), " matrices A, ", b.size(),
+              " matrices B, ", scales.size(), " scales");
         std::vector<LoraFactors> adapters;
         for (size_t i = 0; i < a.size(); i++) {
             check(a[i].ndim() == 2 && b[i].ndim() == 2 && a[i].shape(1) == in.cols && b[i].shape(0) == onto.cols &&
                       a[i].shape(0) == b[i].shape(1),
-                  "lora", "A must be [rank, ", in.cols, "] and B [", onto.cols, ", rank], found ", shape_of(a[i]), " and ", shape_of(b[i]));
+                  "lora", "A must be [rank, ", in.cols, "] and B [", onto.cols, ", rank], found ", shape_of(a[i]), " and ",
+                  shape_of(b[i]));
             check((a[i].flags() & py::array::c_style) != 0 && (b[i].flags() & py::array::c_style) != 0, "lora",
                   "A and B must be C-contiguous");
-            adapters.push_back({a[i].data(), b[i].data(), factor_dtype(a[i], "A"), factor_dtype(b[i], "B"), a[i].shape(0), scales[i]});
+            adapters.push_back(
+                {a[i].data(), b[i].data(), factor_dtype(a[i], "A"), factor_dtype(b[i], "B"), a[i].shape(0), scales[i]});
         }
         const int32_t* rows = nullptr;
         if (row_adapter) {
-            check(row_adapter->ndim() == 1 && row_adapter->shape(0) == in.rows, "lora", "row_adapter must have shape (", in.rows,
-                  ",), found ", shape_of(*row_adapter));
+            check(row_adapter->ndim() == 1 && row_adapter->shape(0) == in.rows, "lora", "row_adapter must have shape (",
+                  in.rows, ",), found ", shape_of(*row_adapter));
             rows = row_adapter->data();
             for (int64_t r = 0; r < in.rows; r++)
-                check(rows[r] >= -1 && rows[r] < int64_t(adapters.size()), "lora", "row_adapter[", r, "] is ", rows[r], ", expected -1 to ",
-                      int64_t(adapters.size()) - 1);
+                check(rows[r] >= -1 && rows[r] < int64_t(adapters.size()), "lora", "row_adapter[", r, "] is ", rows[r],
+                      ", expected -1 to ", int64_t(adapters.size()) - 1);
         }
         FloatArray out = copy_of(y);
         const Tensor result(out.mutable_data(), onto.rows, onto.cols);
@@ -251,18 +276,69 @@ public:
         return out;
     }
 
-private:
-    /// Keys and values go through a cache of the device's own type, as in a model.
-    void run_attention(const Tensor& q, const float* k, const float* v, int64_t keys, int64_t kv_cols, std::span<const Sequence> sequences,
-                       const AttentionParams& params, Tensor out) {
-        (void)q, (void)k, (void)v, (void)keys, (void)kv_cols, (void)sequences, (void)params, (void)out;
+    FloatArray embed(PyWeight& table, const Array<int32_t>& ids) {
+        check(ids.ndim() == 1, "embed", "ids must be a vector, found shape ", shape_of(ids));
+        for (py::ssize_t i = 0; i < ids.size(); i++)
+            check(ids.data()[i] >= 0 && ids.data()[i] < table.weight.rows, "embed", "id ", ids.data()[i],
+                  " of a table with ", table.weight.rows, " rows");
+        FloatArray out = new_matrix(ids.size(), table.weight.cols);
+        const Tensor result(out.mutable_data(), ids.size(), table.weight.cols);
+        const std::span<const int32_t> wanted(ids.data(), size_t(ids.size()));
+        const py::gil_scoped_release release;
+        device_->embed(device_->upload_table(table.weight), wanted, result, false);
+        return out;
     }
 
+    FloatArray pool(const FloatArray& x, const std::vector<int64_t>& lengths, const std::string& pooling, bool normalize) {
+        const Tensor in = matrix(x, "pool", "x");
+        std::vector<Sequence> sequences;
+        int64_t row = 0;
+        for (const int64_t length : lengths) {
+            check(length >= 0 && length <= in.rows - row, "pool", "lengths exceed the ", in.rows, " rows of x");
+            sequences.push_back({row, length, 0, length});
+            row += length;
+        }
+        constexpr std::pair<std::string_view, Pooling> kNames[] = {
+            {"mean", Pooling::mean}, {"cls", Pooling::cls}, {"max", Pooling::max}, {"last", Pooling::last}};
+        const auto* found =
+            std::find_if(std::begin(kNames), std::end(kNames), [&](const auto& n) { return n.first == pooling; });
+        check(found != std::end(kNames), "pool", "pooling: expected mean, cls, max or last, found \"", pooling, "\"");
+        FloatArray out = new_matrix(int64_t(lengths.size()), in.cols);
+        const Tensor result(out.mutable_data(), int64_t(lengths.size()), in.cols);
+        const py::gil_scoped_release release;
+        device_->pool(in, sequences, found->second, normalize, result);
+        return out;
+    }
+
+private:
     std::shared_ptr<Device> device_;
 };
 
 }  // namespace
 
-void bind_ops(py::module_& m) { (void)m; }
+void bind_ops(py::module_& m) {
+    m.def("isas", &instruction_sets);
+    m.def("isa", &instruction_set);
+    m.def("available_cores", &available_cores);
+    py::class_<Ops>(m, "Ops")
+        .def(py::init<const std::string&, int, const std::string&>(), py::arg("device"), py::arg("threads"),
+             py::arg("precision"))
+        .def_property_readonly("description", &Ops::description)
+        .def("linear", &Ops::linear, py::arg("x"), py::arg("weight"), py::arg("bias"))
+        .def("linear_into", &Ops::linear_into, py::arg("x"), py::arg("weights"), py::arg("y").noconvert(),
+             py::arg("accumulate"))
+        .def("attention", &Ops::attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("causal"), py::arg("mask"),
+             py::arg("scale"), py::arg("window"), py::arg("softcap"), py::arg("cache") = "float32")
+        .def("layer_norm", &Ops::layer_norm, py::arg("x"), py::arg("gamma"), py::arg("beta"), py::arg("eps"))
+        .def("rms_norm", &Ops::rms_norm, py::arg("x"), py::arg("gamma"), py::arg("eps"))
+        .def("activate", &Ops::activate, py::arg("activation"), py::arg("x"))
+        .def("gated_activation", &Ops::gated_activation, py::arg("activation"), py::arg("gate"), py::arg("up"))
+        .def("rope", &Ops::rope, py::arg("x"), py::arg("head_dim"), py::arg("positions"), py::arg("frequencies"),
+             py::arg("magnitude"), py::arg("interleaved"))
+        .def("lora", &Ops::lora, py::arg("x"), py::arg("a"), py::arg("b"), py::arg("scales"), py::arg("row_adapter"),
+             py::arg("y"))
+        .def("embed", &Ops::embed, py::arg("table"), py::arg("ids"))
+        .def("pool", &Ops::pool, py::arg("x"), py::arg("lengths"), py::arg("pooling"), py::arg("normalize"));
+}
 
 }  // namespace halfbyte::python

@@ -164,8 +164,9 @@ void CpuDevice::attention(const Tensor& q, KvView k, KvView v, std::span<const S
     std::vector<int64_t> first_task;  // of each sequence
     int64_t tasks = 0, work = 0;
     for (const Sequence& s : sequences) {
-        expect(s.first_row >= 0 && s.first_row + s.rows <= q.rows && s.keys >= s.rows, "attention: rows ", s.first_row,
-               " to ", s.first_row + s.rows, " of ", q.rows, " against ", s.keys, " keys");
+        expect(s.first_row >= 0 && s.first_row + s.rows <= q.rows &&
+                   (s.keys >= s.rows || !(params.causal || params.window > 0)),
+               "attention: rows ", s.first_row, " to ", s.first_row + s.rows, " of ", q.rows, " against ", s.keys, " keys");
         first_task.push_back(tasks);
         tasks += params.kv_heads * ((s.rows + queries - 1) / queries);
         work += s.rows * s.keys * q.cols;

@@ -1,0 +1,65 @@
+"""Shared by all tests. Heavy packages (torch, transformers) are imported by the fixtures that need them, not here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from oracle.adapters import Adapters
+    from oracle.builders import Zoo
+    from oracle.cases import Engines, References
+
+# No test may reach a network, and the reference must not wander to an accelerator.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# bitsandbytes would compile its decoder with a C++ compiler, anew for each shape.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """Tiny random checkpoints by name, made on demand."""
+    from oracle.builders import Zoo
+
+    return Zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(scope="session")
+def page() -> str:
+    """A page of plain English."""
+    return (DATA / "page.txt").read_text()
+
+
+@pytest.fixture(scope="session")
+def references(zoo: Zoo) -> References:
+    """Float64 runs of those checkpoints, and the errors of lower precisions."""
+    from oracle.cases import References
+
+    return References(zoo)
+
+
+@pytest.fixture(scope="session")
+def adapters(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Adapters:
+    """PEFT folders by name, made on demand."""
+    from oracle.adapters import Adapters
+
+    return Adapters(zoo, tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.fixture(scope="session")
+def engines(zoo: Zoo) -> Iterator[Engines]:
+    """halfbyte's models of those checkpoints."""
+    from oracle.cases import Engines
+
+    engines = Engines(zoo)
+    yield engines
+    engines.close()
