@@ -153,7 +153,11 @@ Generation start(const hb_model* model, const int32_t* prompt, size_t size, cons
 
 }  // namespace
 
-const char* hb_version() noexcept { return HALFBYTE_VERSION; }
+#define HB_TEXT_OF(x) #x
+#define HB_TEXT(x) HB_TEXT_OF(x)
+const char* hb_version() noexcept {
+    return HB_TEXT(HB_VERSION_MAJOR) "." HB_TEXT(HB_VERSION_MINOR) "." HB_TEXT(HB_VERSION_PATCH);
+}
 
 const char* hb_last_error() noexcept { return last_error.c_str(); }
 

@@ -7,8 +7,11 @@
 
 #include <memory>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 #include "core/weight.h"
+#include "device/device.h"
 
 namespace halfbyte::python {
 
@@ -21,6 +24,13 @@ using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 /// What Python calls halfbyte.Weight.
 struct PyWeight {
     Weight weight;
+
+    /// The weight in the layout of `device`, made on first use and kept for as long as the device lives. Thread-safe.
+    Weight uploaded_to(const std::shared_ptr<Device>& device);
+
+private:
+    std::mutex mutex_;
+    std::vector<std::pair<std::weak_ptr<Device>, Weight>> uploads_;
 };
 
 void bind_errors(py::module_& m);      // python.cpp: maps halfbyte::Error to the exception classes of _core.pyi

@@ -78,18 +78,23 @@ constexpr int64_t attention_scratch(int64_t rows, int64_t head_dim) {
 }
 
 enum FloatKind : int { kF32, kF16, kBf16, kFloatKinds };
-enum PoolKind : int { kPoolMean, kPoolMax };
 constexpr int kActivations = 6;  ///< in the order of halfbyte::Activation
+
+struct Activations {
+    void (*activate[kActivations])(float* x, int64_t n);
+    void (*gate[kActivations])(float* x, const float* up, int64_t n);  ///< x = activation(x) * up
+};
 
 struct Kernels {
     /// Place of (row, column) of a group: index of a nibble among 128; nibble 2i is the low half of byte i. [16][8]
     const uint8_t* nibble_place;
     /// One row of integers. error2 and norm2: sums of squares of what rounding took, and of x. A block with a NaN or an
     /// infinity gets NaN as its scale.
-    void (*quantize_row)(const float* x, int64_t cols, int64_t block, int16_t* values, float* scales, float* sums, double* error2,
-                         double* norm2);
+    void (*quantize_row)(const float* x, int64_t cols, int64_t block, int16_t* values, float* scales, float* sums,
+                         double* error2, double* norm2);
     /// out = x - what the integers of quantize_row() stand for.
-    void (*quantize_residual)(const float* x, int64_t cols, int64_t block, const int16_t* values, const float* scales, float* out);
+    void (*quantize_residual)(const float* x, int64_t cols, int64_t block, const int16_t* values, const float* scales,
+                              float* out);
     /// Rows 16 * first .. 16 * last of the weight times every row of x.
     void (*panel_linear)(const Panels& weight, const QuantizedRows& x, const LinearOutput& out, int64_t first, int64_t last);
     /// w [n][w_stride] elements of a float kind times x [m][x_stride]: out column c is row c of w. For small m.
@@ -102,8 +107,7 @@ struct Kernels {
 
     void (*layer_norm)(const float* x, int64_t cols, const float* gamma, const float* beta, float eps, float* out);
     void (*rms_norm)(const float* x, int64_t cols, const float* gamma, float eps, float* out);
-    void (*activate[kActivations])(float* x, int64_t n);
-    void (*gate[kActivations])(float* x, const float* up, int64_t n);  ///< x = activation(x) * up
+    const Activations* activation;
     void (*add)(float* x, const float* y, int64_t n);
     void (*add_scaled)(float* x, const float* y, float scale, int64_t n);
     void (*maximum)(float* x, const float* y, int64_t n);

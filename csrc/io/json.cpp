@@ -87,6 +87,10 @@ private:
 }  // namespace
 
 json parse_json(std::string_view text, std::string_view where) {
+    // The library takes a NUL for the end of the text and would not see what follows.
+    if (const size_t nul = text.find('\0'); nul != std::string_view::npos) {
+        fail(ErrorCode::corrupt, where, ": not valid JSON: a NUL at byte ", nul);
+    }
     Builder builder;
     if (!json::sax_parse(text.begin(), text.end(), &builder)) fail(ErrorCode::corrupt, where, ": ", builder.error);
     return std::move(builder.root);

@@ -35,8 +35,6 @@ Character first_character(std::string_view text) {
     return {length, true, true};
 }
 
-}  // namespace
-
 bool is_utf8(std::string_view bytes) {
     while (!bytes.empty()) {
         const Character character = first_character(bytes);
@@ -45,6 +43,8 @@ bool is_utf8(std::string_view bytes) {
     }
     return true;
 }
+
+}  // namespace
 
 TextStream::TextStream(std::vector<std::string> stop_strings) {
     for (size_t n = 0; n < stop_strings.size(); n++) {

@@ -36,7 +36,4 @@ private:
     bool stopped_ = false;
 };
 
-/// True where every byte belongs to well-formed UTF-8 (no overlong form, no surrogate, nothing above U+10FFFF).
-bool is_utf8(std::string_view bytes);
-
 }  // namespace halfbyte

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 an error, told on stderr; 2 wrong arguments; 130 interrupt
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -57,6 +58,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     options = build_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that can't show a character must not end an answer
     try:
         code: int = options.run(options)
         sys.stdout.flush()

@@ -64,7 +64,8 @@ def describe_checkpoint(path: Path, context: int | None = None) -> dict[str, Any
     """Everything that ``halfbyte info --json`` prints. Sizes in bytes."""
     checkpoint = _core.Checkpoint(str(path.expanduser()))
     tensors = [_tensor(checkpoint, name) for name in checkpoint.names()]
-    sizes = hyperparameters(checkpoint, str(path))
+    config = _config(checkpoint, str(path))
+    sizes = _sizes(checkpoint, config)
     storages: dict[str, dict[str, int]] = {}
     for tensor in tensors:
         entry = storages.setdefault(tensor.storage, {"tensors": 0, "parameters": 0, "bytes": 0})
@@ -83,7 +84,7 @@ def describe_checkpoint(path: Path, context: int | None = None) -> dict[str, Any
         "bytes": weight_bytes,
         "bits_per_weight": 8 * weight_bytes / parameters if parameters else 0.0,
         "storages": dict(sorted(storages.items(), key=lambda item: -item[1]["bytes"])),
-        "memory": _memory(sizes, weight_bytes, context),
+        "memory": _memory(sizes, weight_bytes, context, _is_decoder(checkpoint, config)),
         "tensors": [tensor._asdict() for tensor in tensors],
     }
     return facts
@@ -99,12 +100,26 @@ def _tensor(checkpoint: _core.Checkpoint, name: str) -> _Tensor:
     return _Tensor(name, shape, weight.format, weight.nbytes, rows * cols)
 
 
-def hyperparameters(checkpoint: _core.Checkpoint, where: str) -> dict[str, int]:
-    """Sizes that the config tells, under the names of _KEYS; those it doesn't tell are left out."""
+def _config(checkpoint: _core.Checkpoint, where: str) -> dict[str, Any]:
+    """config.json, or the metadata of a GGUF file."""
     try:
         config = json.loads(checkpoint.metadata_json())
     except json.JSONDecodeError as error:
         raise CorruptFileError(f"{where}: the config isn't JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise CorruptFileError(f"{where}: the config must be a JSON object")
+    return config
+
+
+def _is_decoder(checkpoint: _core.Checkpoint, config: dict[str, Any]) -> bool:
+    """Whether it writes text, and so needs a cache of keys and values."""
+    if checkpoint.format == "gguf":
+        return bool(config.get(f"{checkpoint.model_type}.attention.causal", checkpoint.model_type != "bert"))
+    return checkpoint.architecture.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def _sizes(checkpoint: _core.Checkpoint, config: dict[str, Any]) -> dict[str, int]:
+    """Sizes that the config tells, under the names of _KEYS; those it doesn't tell are left out."""
     found: dict[str, int] = {}
     for name, (hf_names, gguf_name) in _KEYS.items():
         keys = [f"{checkpoint.model_type}.{gguf_name}"] if checkpoint.format == "gguf" else hf_names
@@ -118,13 +133,13 @@ def hyperparameters(checkpoint: _core.Checkpoint, where: str) -> dict[str, int]:
     return found
 
 
-def _memory(sizes: dict[str, int], weight_bytes: int, context: int | None) -> dict[str, int]:
+def _memory(sizes: dict[str, int], weight_bytes: int, context: int | None, decoder: bool) -> dict[str, int]:
     """What a run needs: the weights, and the keys and values of a conversation of `context` tokens."""
     most = sizes.get("max_positions", _DEFAULT_CONTEXT)
     tokens = min(context or _DEFAULT_CONTEXT, most)
     needed = ("layers", "kv_heads", "head_dim")
     per_token = 0
-    if all(name in sizes for name in needed):
+    if decoder and all(name in sizes for name in needed):
         per_token = 2 * sizes["layers"] * sizes["kv_heads"] * sizes["head_dim"] * _CACHE_BYTES
     return {
         "weights": weight_bytes,
@@ -150,8 +165,9 @@ def _print(facts: dict[str, Any], tensors: bool) -> None:
             f"{size_text(entry['bytes'])} in {entry['tensors']} tensors, {count_text(entry['parameters'])} parameters"
         )
         rows.append((f"  {storage}", share))
-    rows.append(("memory", f"{size_text(memory['total'])} with a context of {memory['context']} tokens"))
-    rows.append(("  cache", f"{size_text(memory['cache'])} ({size_text(memory['cache_per_token'])} a token)"))
+    if memory["cache"]:
+        rows.append(("memory", f"{size_text(memory['total'])} with a context of {memory['context']} tokens"))
+        rows.append(("  cache", f"{size_text(memory['cache'])} ({size_text(memory['cache_per_token'])} a token)"))
     width = max(len(name) for name, _ in rows) + 2
     for name, value in rows:
         print(f"{name:<{width}}{value}")

@@ -293,8 +293,8 @@ def _wordpiece(vocabulary: _Vocabulary) -> _Built:
             tokens.append(token if bracketed.fullmatch(token) else "##" + token)
     ids = {token: index for index, token in enumerate(tokens)}
     unknown = vocabulary.special("unknown", 100) or "[UNK]"
-    # No key says whether the model lowers its text; a vocabulary without capitals does.
-    lowercase = not any(c.isupper() for t in tokens if not bracketed.fullmatch(t) for c in t)
+    # No key says whether the model lowers its text; one whose vocabulary has no capitals does.
+    lowercase = not any("A" <= c <= "Z" for t in tokens if not bracketed.fullmatch(t) for c in t)
     backend = Tokenizer(models.WordPiece(vocab=ids, unk_token=unknown, max_input_chars_per_word=100))
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

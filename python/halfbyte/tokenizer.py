@@ -185,6 +185,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def load_folder_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder: tokenizer.json and tokenizer_config.json.
 
+    Which special tokens go round a text is told by tokenizer.json alone: where there is one, ``transformers`` too
+    ignores "add_bos_token" and "add_eos_token" of tokenizer_config.json.
+
     Raises:
         NotFoundError: no tokenizer.json.
         CorruptFileError: one that can't be read.
@@ -205,7 +208,6 @@ def load_folder_tokenizer(folder: Path) -> Tokenizer:
     config = read_json(folder / "tokenizer_config.json")
     _add_missing_tokens(backend, config, folder)
     specials = _special_tokens(config, read_json(folder / "special_tokens_map.json"))
-    _set_bos_eos(backend, config, specials)
     limit = config.get("model_max_length")
     settings = TokenizerSettings(
         where=str(folder),
@@ -250,15 +252,6 @@ def _add_missing_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any]
                 f"{folder}/tokenizer_config.json: added token {entry['content']!r} has id {index}, "
                 f"but tokenizer.json leaves it {backend.token_to_id(entry['content'])}"
             )
-
-
-def _set_bos_eos(backend: tokenizers.Tokenizer, config: Mapping[str, Any], specials: Mapping[str, str]) -> None:
-    """Where the config speaks of add_bos_token or add_eos_token, that replaces the post-processor (as transformers)."""
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    bos = specials.get("bos_token") if config.get("add_bos_token") else None
-    eos = specials.get("eos_token") if config.get("add_eos_token") else None
-    set_bos_eos(backend, bos, eos)
 
 
 def set_bos_eos(backend: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> None:

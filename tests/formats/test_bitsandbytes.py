@@ -12,7 +12,7 @@ from bitsandbytes import functional as bnb
 
 from halfbyte import _core
 
-# Even columns: bitsandbytes decodes rows of odd length with torch.compile, which is slow; those have a test of their own.
+# Even columns: bitsandbytes decodes rows of odd length with torch.compile, which is slow; those have their own test.
 SHAPES = [(96, 200), (64, 256), (33, 70), (1, 2), (5, 66), (3, 4098), (257, 64)]
 BLOCK_SIZES = [32, 64, 128, 256, 512, 1024, 2048, 4096]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -113,8 +113,8 @@ def test_double_quantisation_exact(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_double_quantisation_random(kind: str) -> None:
-    """torch adds up scales in an order of its own, so that the mean may differ by a few units in the last place and a byte
-    by one where a scale lies on the border between two.
+    """torch adds up scales in an order of its own, so that the mean may differ by a few units in the last place, and a
+    byte by one where a scale lies on the border between two.
     """
     for seed, shape in enumerate([(128, 512), (96, 200), (1000, 64)]):
         source = random_weight(shape, seed)
@@ -133,12 +133,16 @@ def test_midpoints() -> None:
     for kind in ("nf4", "fp4"):
         levels = np.sort(bnb.get_4bit_type(kind, device="cpu").numpy())
         middle = (levels[:-1] + levels[1:]) / 2
-        values = np.concatenate([middle, np.nextafter(middle, np.float32(2)), np.nextafter(middle, np.float32(-2)), levels])
+        values = np.concatenate(
+            [middle, np.nextafter(middle, np.float32(2)), np.nextafter(middle, np.float32(-2)), levels]
+        )
         source = np.zeros((1, 64), np.float32)
         source[0, : len(values)] = values
         source[0, -1] = 1
         packed, _ = bnb.quantize_4bit(torch.tensor(source), blocksize=64, quant_type=kind)
-        np.testing.assert_array_equal(_core.quantize(source, kind, 64, False).planes()["codes"], packed.flatten().numpy())
+        np.testing.assert_array_equal(
+            _core.quantize(source, kind, 64, False).planes()["codes"], packed.flatten().numpy()
+        )
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])

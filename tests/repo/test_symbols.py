@@ -11,30 +11,19 @@ import subprocess
 import sys
 
 import pytest
-from source_tree import ROOT
 
 from halfbyte import _core
 
 
 @pytest.fixture(scope="module")
-def objects(tmp_path_factory):
-    """{instruction set: its object files}: of the developer build, brought up to date, or of a build made here."""
-    build = ROOT / "build" / "dev"
-    if not (build / "CMakeCache.txt").exists():
-        build = tmp_path_factory.mktemp("build")
-        cmake("-S", str(ROOT), "-B", str(build), "-DHALFBYTE_PYTHON=OFF", f"-DPython_EXECUTABLE={sys.executable}")
-    targets = [f"halfbyte_cpu_{path.name}" for path in sorted((ROOT / "csrc/cpu/isa").iterdir()) if path.is_dir()]
-    built = [target for target in targets if (build / "CMakeFiles" / f"{target}.dir").exists()]
-    cmake("--build", str(build), "--parallel", "2", "--target", *built)
+def objects(build):
+    """{instruction set: its object files}, up to date."""
+    folders = sorted((build.folder / "CMakeFiles").glob("halfbyte_cpu_*.dir"))
+    build.make(*(folder.name.removesuffix(".dir") for folder in folders))
     return {
-        target.removeprefix("halfbyte_cpu_"): sorted((build / "CMakeFiles" / f"{target}.dir").rglob("*.o"))
-        for target in built
+        folder.name.removeprefix("halfbyte_cpu_").removesuffix(".dir"): sorted(folder.rglob("*.o"))
+        for folder in folders
     }
-
-
-def cmake(*arguments):
-    done = subprocess.run(["cmake", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def defined(path):

@@ -18,6 +18,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define HB_VERSION_MAJOR 0
+#define HB_VERSION_MINOR 1
+#define HB_VERSION_PATCH 0
+
 #if defined(__GNUC__) || defined(__clang__)
 #define HB_API __attribute__((visibility("default")))
 #else
@@ -48,7 +52,7 @@ typedef struct hb_model hb_model;                       /* weights ready to run,
 typedef struct hb_generate_options hb_generate_options; /* how tokens are chosen, and when to stop */
 typedef struct hb_generation hb_generation;             /* one running generation */
 
-/* "0.1.0" */
+/* Of the library: "0.1.0". The numbers above are those of this header. */
 HB_API const char* hb_version(void) HB_NOEXCEPT;
 /* The text of this thread's last error; "" before the first. Valid until the next failing call of this thread. */
 HB_API const char* hb_last_error(void) HB_NOEXCEPT;

@@ -96,7 +96,8 @@ inline I16 dot(I16 sum, Pairs w, Pair x) {
     return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(w.a, x)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(w.b, x))};
 }
 inline Pairs load_pairs(const int16_t* p) {
-    return {_mm256_load_si256(reinterpret_cast<const __m256i*>(p)), _mm256_load_si256(reinterpret_cast<const __m256i*>(p + 16))};
+    return {_mm256_load_si256(reinterpret_cast<const __m256i*>(p)),
+            _mm256_load_si256(reinterpret_cast<const __m256i*>(p + 16))};
 }
 inline void store_pairs(int16_t* p, Pairs w) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(p), w.a);

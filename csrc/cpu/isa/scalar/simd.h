@@ -59,8 +59,10 @@ inline float one_f16(uint16_t bits) {
     uint32_t wide;
     float small = float(magnitude) * 0x1p-24f, value;  // exact for subnormals
     __builtin_memcpy(&wide, &small, 4);
-    if (magnitude >= 0x7c00u) wide = 0x7f800000u | ((magnitude & 0x3ffu) << 13);
-    else if (magnitude >= 0x0400u) wide = (magnitude << 13) + 0x38000000u;
+    if (magnitude >= 0x7c00u)
+        wide = 0x7f800000u | ((magnitude & 0x3ffu) << 13);
+    else if (magnitude >= 0x0400u)
+        wide = (magnitude << 13) + 0x38000000u;
     wide |= sign;
     __builtin_memcpy(&value, &wide, 4);
     return value;
@@ -160,7 +162,7 @@ inline Pairs load_pairs(const int16_t* p) {  // 64-byte aligned
     return w;
 }
 inline void store_pairs(int16_t* p, const Pairs& w) { __builtin_memcpy(p, &w, sizeof w); }  // 64-byte aligned
-inline Pairs widen_pairs(const uint8_t* p) {                                               // 32 signed bytes
+inline Pairs widen_pairs(const uint8_t* p) {                                                // 32 signed bytes
     Pairs w;
     for (int i = 0; i < 32; i++) w.v[i] = int8_t(p[i]);
     return w;

@@ -1,0 +1,267 @@
+#include "cpu/cpu_device.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "cpu/memory.h"
+#include "cpu/panels.h"
+#include "storage/storage.h"
+
+namespace halfbyte::cpu {
+
+namespace {
+
+// Below so many elements a second thread costs more than it saves (a fork and join is about 2 microseconds).
+constexpr int64_t kMinimumWork = 16384;
+
+void expect_same_shape(const Tensor& a, const Tensor& b, const char* op) {
+    expect(a.rows == b.rows && a.cols == b.cols, op, ": shapes differ: [", a.rows, ", ", a.cols, "] and [", b.rows, ", ",
+           b.cols, "]");
+}
+
+}  // namespace
+
+std::shared_ptr<Device> make_device(const DeviceOptions& options);
+std::shared_ptr<Device> make_device(const DeviceOptions& options) {
+    return std::make_shared<CpuDevice>(options, choose_isa());
+}
+
+std::string CpuDevice::description() const {
+    const char* precision = precision_ == Precision::high ? "high" : precision_ == Precision::fast ? "fast" : "float32";
+    return concat("cpu ", isa_.name, ", ", pool_.threads(), pool_.threads() == 1 ? " thread, " : " threads, ", precision);
+}
+
+void CpuDevice::for_rows(int64_t rows, int64_t elements_per_row, FunctionRef<void(int64_t, int64_t)> f) {
+    pool_.parallel_for(rows, std::max<int64_t>(1, kMinimumWork / std::max<int64_t>(1, elements_per_row)), f);
+}
+
+Buffer CpuDevice::allocate(size_t bytes) {
+    Buffer buffer;
+    buffer.owner = allocate_aligned(bytes);
+    buffer.data = buffer.owner.get();
+    buffer.bytes = bytes;
+    return buffer;
+}
+
+void CpuDevice::copy_to_device(void* device, const void* host, size_t bytes) {
+    if (bytes > 0) std::memcpy(device, host, bytes);
+}
+
+void CpuDevice::copy_to_host(void* host, const void* device, size_t bytes) {
+    if (bytes > 0) std::memcpy(host, device, bytes);
+}
+
+Weight CpuDevice::upload(const Weight& weight) {
+    expect(bool(weight), "upload: the weight is empty");
+    if (precision_ == Precision::float32) return weight;
+    return make_panels(weight, isa_, pool_).value_or(weight);
+}
+
+void CpuDevice::embed(const Weight& table, std::span<const int32_t> ids, Tensor out, bool accumulate) {
+    expect(int64_t(ids.size()) == out.rows && table.cols == out.cols, "embed: ", ids.size(), " ids of a table with ",
+           table.cols, " columns into [", out.rows, ", ", out.cols, "]");
+    for (const int32_t id : ids)
+        expect(id >= 0 && id < table.rows, "embed: id ", id, " of a table with ", table.rows, " rows");
+    for_rows(out.rows, 4 * out.cols, [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++) {
+            if (!accumulate) {
+                table.storage->decode_row(table, ids[size_t(r)], out.row(r));
+                continue;
+            }
+            auto* row = static_cast<float*>(scratch(Scratch::decoded, size_t(out.cols) * sizeof(float)));
+            table.storage->decode_row(table, ids[size_t(r)], row);
+            kernels_.add(out.row(r), row, out.cols);
+        }
+    });
+}
+
+void CpuDevice::layer_norm(const Tensor& x, const float* gamma, const float* beta, float eps, Tensor out) {
+    expect_same_shape(x, out, "layer_norm");
+    for_rows(x.rows, 2 * x.cols, [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++) kernels_.layer_norm(x.row(r), x.cols, gamma, beta, eps, out.row(r));
+    });
+}
+
+void CpuDevice::rms_norm(const Tensor& x, const float* gamma, float eps, Tensor out) {
+    expect_same_shape(x, out, "rms_norm");
+    for_rows(x.rows, x.cols, [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++) kernels_.rms_norm(x.row(r), x.cols, gamma, eps, out.row(r));
+    });
+}
+
+void CpuDevice::rope(Tensor x, int64_t head_dim, std::span<const int32_t> positions, std::span<const float> frequencies,
+                     float magnitude, RopeStyle style) {
+    const int64_t half = int64_t(frequencies.size());
+    expect(head_dim > 0 && x.cols % head_dim == 0 && 2 * half <= head_dim && int64_t(positions.size()) == x.rows, "rope: [",
+           x.rows, ", ", x.cols, "] with heads of ", head_dim, ", ", half, " frequencies and ", positions.size(),
+           " positions");
+    // Every layer asks for the same angles, twice: the last table is kept.
+    struct Table {
+        std::vector<int32_t> positions;
+        std::vector<float> frequencies, values;  // values: [rows][cosines half | sines half]
+        float magnitude = 0;
+    };
+    thread_local Table table;
+    if (table.magnitude != magnitude || !std::ranges::equal(table.positions, positions) ||
+        !std::ranges::equal(table.frequencies, frequencies)) {
+        table.magnitude = NAN;  // in case an allocation below throws
+        table.positions.assign(positions.begin(), positions.end());
+        table.frequencies.assign(frequencies.begin(), frequencies.end());
+        table.values.resize(size_t(x.rows * half * 2));
+        float* const values = table.values.data();
+        for_rows(x.rows, 64 * half, [&](int64_t first, int64_t last) {
+            for (int64_t r = first; r < last; r++)
+                for (int64_t i = 0; i < half; i++) {
+                    // The angle is rounded to float32 as in the reference (transformers), its cosine is exact.
+                    const float angle = float(positions[size_t(r)]) * frequencies[size_t(i)];
+                    values[2 * r * half + i] = float(std::cos(double(angle)) * double(magnitude));
+                    values[2 * r * half + half + i] = float(std::sin(double(angle)) * double(magnitude));
+                }
+        });
+        table.magnitude = magnitude;
+    }
+    const float* const values = table.values.data();  // this thread's, whoever runs the rows
+    const auto turn = style == RopeStyle::half ? kernels_.rope_half : kernels_.rope_interleaved;
+    for_rows(x.rows, x.cols, [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++)
+            for (int64_t at = 0; at < x.cols; at += head_dim)
+                turn(x.row(r) + at, values + 2 * r * half, values + 2 * r * half + half, half);
+    });
+}
+
+void CpuDevice::store_kv(const Tensor& x, std::span<const Sequence> sequences, KvView store) {
+    expect(store.dtype == DType::f32 || store.dtype == DType::f16, "store_kv: a cache of ", name_of(store.dtype));
+    for (const Sequence& s : sequences) {
+        expect(s.first_row >= 0 && s.first_row + s.rows <= x.rows && s.keys >= s.rows, "store_kv: rows ", s.first_row,
+               " to ", s.first_row + s.rows, " of ", x.rows, " behind ", s.keys, " keys");
+        for_rows(s.rows, x.cols, [&](int64_t first, int64_t last) {
+            for (int64_t r = first; r < last; r++) {
+                const float* from = x.row(s.first_row + r);
+                const int64_t at = (s.first_key + s.keys - s.rows + r) * store.stride;
+                if (store.dtype == DType::f16)
+                    kernels_.to_f16(from, static_cast<uint16_t*>(store.data) + at, x.cols);
+                else
+                    std::memcpy(static_cast<float*>(store.data) + at, from, size_t(x.cols) * sizeof(float));
+            }
+        });
+    }
+}
+
+void CpuDevice::attention(const Tensor& q, KvView k, KvView v, std::span<const Sequence> sequences,
+                          const AttentionParams& params, Tensor out) {
+    expect_same_shape(q, out, "attention");
+    expect(params.kv_heads > 0 && params.heads % params.kv_heads == 0 && q.cols == params.heads * params.head_dim,
+           "attention: ", q.cols, " columns for ", params.heads, " heads of ", params.head_dim, " over ", params.kv_heads,
+           " key/value heads");
+    expect(k.dtype == v.dtype && (k.dtype == DType::f32 || k.dtype == DType::f16), "attention: keys of ", name_of(k.dtype),
+           ", values of ", name_of(v.dtype));
+    expect(params.bias == nullptr || sequences.size() == 1, "attention: a bias with ", sequences.size(), " sequences");
+    constexpr int64_t kRows = 32;  // (query, head) rows of one task: their scores and outputs stay in the L1 cache
+    const int64_t group = params.heads / params.kv_heads, queries = std::max<int64_t>(1, kRows / group);
+    const size_t element = size_of(k.dtype);
+    std::vector<int64_t> first_task;  // of each sequence
+    int64_t tasks = 0, work = 0;
+    for (const Sequence& s : sequences) {
+        expect(s.first_row >= 0 && s.first_row + s.rows <= q.rows &&
+                   (s.keys >= s.rows || !(params.causal || params.window > 0)),
+               "attention: rows ", s.first_row, " to ", s.first_row + s.rows, " of ", q.rows, " against ", s.keys, " keys");
+        first_task.push_back(tasks);
+        tasks += params.kv_heads * ((s.rows + queries - 1) / queries);
+        work += s.rows * s.keys * q.cols;
+    }
+    const auto run = [&](int64_t first, int64_t last) {
+        auto* memory = static_cast<float*>(
+            scratch(Scratch::attention, size_t(attention_scratch(queries * group, params.head_dim)) * sizeof(float)));
+        for (int64_t task = first; task < last; task++) {
+            const size_t index =
+                size_t(std::upper_bound(first_task.begin(), first_task.end(), task) - first_task.begin() - 1);
+            const Sequence& s = sequences[index];
+            // Blocks of queries are the inner index: neighbouring tasks share keys and values.
+            const int64_t blocks = (s.rows + queries - 1) / queries, within = task - first_task[index];
+            const int64_t head = within / blocks, query = within % blocks * queries;
+            AttentionTask t;
+            t.queries = std::min(queries, s.rows - query), t.group = group, t.head_dim = params.head_dim;
+            t.q_stride = q.stride, t.q = q.row(s.first_row + query) + head * group * params.head_dim;
+            t.out_stride = out.stride, t.out = out.row(s.first_row + query) + head * group * params.head_dim;
+            t.keys = s.keys, t.k_stride = k.stride, t.v_stride = v.stride;
+            const auto at = [&](const KvView& view) {
+                return static_cast<const char*>(view.data) +
+                       size_t(s.first_key * view.stride + head * params.head_dim) * element;
+            };
+            t.k = at(k), t.v = at(v);
+            t.first_position = s.keys - s.rows + query;
+            t.causal = params.causal, t.window = params.window, t.scale = params.scale, t.softcap = params.softcap;
+            if (params.bias != nullptr) {
+                t.bias = params.bias + head * group * params.bias_head_stride + query * s.keys;
+                t.bias_head_stride = params.bias_head_stride;
+            }
+            t.scratch = memory;
+            kernels_.attention[k.dtype == DType::f16 ? kF16 : kF32](t);
+        }
+    };
+    if (work < 4 * kMinimumWork) {
+        if (tasks > 0) run(0, tasks);
+    } else {
+        pool_.parallel_for(tasks, 1, run);
+    }
+}
+
+void CpuDevice::activate(Activation activation, Tensor x) {
+    const auto f = kernels_.activation->activate[size_t(activation)];
+    for_rows(x.rows, 4 * x.cols, [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++) f(x.row(r), x.cols);
+    });
+}
+
+void CpuDevice::gated_activation(Activation activation, Tensor gate, const Tensor& up) {
+    expect_same_shape(gate, up, "gated_activation");
+    const auto f = kernels_.activation->gate[size_t(activation)];
+    for_rows(gate.rows, 4 * gate.cols, [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++) f(gate.row(r), up.row(r), gate.cols);
+    });
+}
+
+void CpuDevice::add(Tensor x, const Tensor& y) {
+    expect_same_shape(x, y, "add");
+    for_rows(x.rows, x.cols, [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++) kernels_.add(x.row(r), y.row(r), x.cols);
+    });
+}
+
+void CpuDevice::gather_rows(const Tensor& x, std::span<const int32_t> rows, Tensor out) {
+    expect(int64_t(rows.size()) == out.rows && x.cols == out.cols, "gather_rows: ", rows.size(), " rows of ", x.cols,
+           " columns into [", out.rows, ", ", out.cols, "]");
+    for (size_t i = 0; i < rows.size(); i++) {
+        expect(rows[i] >= 0 && rows[i] < x.rows, "gather_rows: row ", rows[i], " of ", x.rows);
+        std::memcpy(out.row(int64_t(i)), x.row(rows[i]), size_t(x.cols) * sizeof(float));
+    }
+}
+
+void CpuDevice::pool(const Tensor& x, std::span<const Sequence> sequences, Pooling pooling, bool normalize, Tensor out) {
+    expect(int64_t(sequences.size()) == out.rows && x.cols == out.cols, "pool: ", sequences.size(), " sequences of ", x.cols,
+           " columns into [", out.rows, ", ", out.cols, "]");
+    const size_t bytes = size_t(x.cols) * sizeof(float);
+    for (size_t i = 0; i < sequences.size(); i++) {
+        const Sequence& s = sequences[i];
+        expect(s.first_row >= 0 && s.first_row + s.rows <= x.rows, "pool: rows ", s.first_row, " to ", s.first_row + s.rows,
+               " of ", x.rows);
+        float* row = out.row(int64_t(i));
+        if (s.rows == 0) {
+            std::memset(row, 0, bytes);
+            continue;
+        }
+        std::memcpy(row, x.row(pooling == Pooling::last ? s.first_row + s.rows - 1 : s.first_row), bytes);
+        if (pooling == Pooling::mean || pooling == Pooling::max)
+            for (int64_t r = 1; r < s.rows; r++)
+                (pooling == Pooling::mean ? kernels_.add : kernels_.maximum)(row, x.row(s.first_row + r), x.cols);
+        if (pooling == Pooling::mean) kernels_.scale(row, 1.0f / float(s.rows), x.cols);
+        if (normalize) {
+            const double norm = std::sqrt(kernels_.sum_of_squares(row, x.cols));
+            kernels_.scale(row, float(1.0 / std::max(norm, 1e-12)), x.cols);
+        }
+    }
+}
+
+}  // namespace halfbyte::cpu

@@ -1,0 +1,64 @@
+// The CPU as a Device: checks, splits the work over threads, calls the kernels of the chosen instruction set.
+#pragma once
+
+#include <string>
+
+#include "core/error.h"
+#include "cpu/kernels.h"
+#include "device/device.h"
+
+namespace halfbyte::cpu {
+
+class CpuDevice final : public Device {
+public:
+    CpuDevice(const DeviceOptions& options, const Isa& isa)
+        : precision_(options.precision), isa_(isa), kernels_(*isa.kernels), pool_(options.threads) {}
+
+    std::string description() const override;
+    Precision precision() const override { return precision_; }
+    DType cache_dtype() const override { return precision_ == Precision::float32 ? DType::f32 : DType::f16; }
+    ThreadPool& host_pool() override { return pool_; }
+
+    Buffer allocate(size_t bytes) override;
+    void copy_to_device(void* device, const void* host, size_t bytes) override;
+    void copy_to_host(void* host, const void* device, size_t bytes) override;
+    Weight upload(const Weight& weight) override;
+    Weight upload_table(const Weight& weight) override { return weight; }
+
+    void linear(const Tensor& x, std::span<const LinearPart> parts) override;  // linear.cpp
+    void lora(const Tensor& x, std::span<const LoraFactors> adapters, const int32_t* row_adapter,
+              Tensor y) override;  // lora.cpp
+    void embed(const Weight& table, std::span<const int32_t> ids, Tensor out, bool accumulate) override;
+    void layer_norm(const Tensor& x, const float* gamma, const float* beta, float eps, Tensor out) override;
+    void rms_norm(const Tensor& x, const float* gamma, float eps, Tensor out) override;
+    void rope(Tensor x, int64_t head_dim, std::span<const int32_t> positions, std::span<const float> frequencies,
+              float magnitude, RopeStyle style) override;
+    void store_kv(const Tensor& x, std::span<const Sequence> sequences, KvView store) override;
+    void attention(const Tensor& q, KvView k, KvView v, std::span<const Sequence> sequences, const AttentionParams& params,
+                   Tensor out) override;
+    void activate(Activation activation, Tensor x) override;
+    void gated_activation(Activation activation, Tensor gate, const Tensor& up) override;
+    void add(Tensor x, const Tensor& y) override;
+    void gather_rows(const Tensor& x, std::span<const int32_t> rows, Tensor out) override;
+    void pool(const Tensor& x, std::span<const Sequence> sequences, Pooling pooling, bool normalize, Tensor out) override;
+
+private:
+    /// f(first, last) over rows, in pieces of at least kMinimumWork elements; on this thread alone where there is less.
+    void for_rows(int64_t rows, int64_t elements_per_row, FunctionRef<void(int64_t, int64_t)> f);
+    /// One weight times x, output rows 16 * first .. 16 * last; used by linear() for every storage without panels.
+    void float_part(const Tensor& x, const LinearPart& part, int64_t first, int64_t last) const;
+    void lora_rows(const Tensor& x, const LoraFactors& adapter, std::span<const int32_t> rows, Tensor y);
+
+    Precision precision_;
+    const Isa& isa_;
+    const Kernels& kernels_;
+    ThreadPool pool_;
+};
+
+/// Throws Error internal "cpu <op>: <parts>" where a shape contradicts the contract of device.h.
+template <class... Parts>
+void expect(bool condition, const Parts&... parts) {
+    if (!condition) fail(ErrorCode::internal, "cpu ", parts...);
+}
+
+}  // namespace halfbyte::cpu

@@ -1,0 +1,127 @@
+// CpuDevice::linear: activations are quantised once, then one parallel region runs every part.
+#include <algorithm>
+#include <atomic>
+
+#include "cpu/cpu_device.h"
+#include "cpu/memory.h"
+#include "cpu/panels.h"
+#include "storage/storage.h"
+
+namespace halfbyte::cpu {
+
+namespace {
+
+// A row whose integers are further than this from its activations (relative, root of the mean square) gets a second term. Rows
+// spread like a normal distribution are at 2e-4, rounding to bf16 is at 1.6e-3.
+constexpr double kWorstRounding = 5e-4;
+constexpr int64_t kFewFloatRows = 8;                // up to so many rows, transposing float weights costs more than it gains
+constexpr int64_t kSmallLinear = int64_t(1) << 16;  // multiplications below which a second thread costs more than it saves
+
+size_t round_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/// x as integers in blocks of `block`, in `memory` of quantized_bytes(): room for a second term of every row.
+size_t quantized_bytes(const Tensor& x, int64_t block) {
+    const size_t rows = size_t(2 * x.rows), blocks = size_t(x.cols / block);
+    return round_up(rows * size_t(x.cols + 32) * sizeof(int16_t)) + 2 * round_up(rows * blocks * sizeof(float)) +
+           round_up(rows * sizeof(int32_t));
+}
+
+QuantizedRows quantize(const Tensor& x, int64_t block, char* memory, const Kernels& kernels, ThreadPool& pool) {
+    const size_t capacity = size_t(2 * x.rows);
+    QuantizedRows q;
+    // 64 bytes more than a row: rows that are a multiple of 4 KiB apart would fight for the same lines of the cache.
+    q.stride = x.cols + 32, q.blocks = x.cols / block, q.main_count = x.rows;
+    auto* values = reinterpret_cast<int16_t*>(memory);
+    memory += round_up(capacity * size_t(q.stride) * sizeof(int16_t));
+    auto* scales = reinterpret_cast<float*>(memory);
+    memory += round_up(capacity * size_t(q.blocks) * sizeof(float));
+    auto* sums = reinterpret_cast<float*>(memory);
+    memory += round_up(capacity * size_t(q.blocks) * sizeof(float));
+    auto* rows = reinterpret_cast<int32_t*>(memory);
+    std::atomic<int64_t> count{x.rows};
+    pool.parallel_for(x.rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, x.cols)), [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++) {
+            double error = 0, norm = 0;
+            kernels.quantize_row(x.row(r), x.cols, block, values + r * q.stride, scales + r * q.blocks, sums + r * q.blocks,
+                                 &error, &norm);
+            rows[r] = int32_t(r);
+            if (error <= kWorstRounding * kWorstRounding * norm) continue;
+            const int64_t extra = count.fetch_add(1, std::memory_order_relaxed);
+            auto* residual = static_cast<float*>(scratch(Scratch::residual, size_t(x.cols) * sizeof(float)));
+            kernels.quantize_residual(x.row(r), x.cols, block, values + r * q.stride, scales + r * q.blocks, residual);
+            kernels.quantize_row(residual, x.cols, block, values + extra * q.stride, scales + extra * q.blocks,
+                                 sums + extra * q.blocks, &error, &norm);
+            rows[extra] = int32_t(r);
+        }
+    });
+    q.values = values, q.scales = scales, q.sums = sums, q.rows = rows, q.count = count.load();
+    return q;
+}
+
+}  // namespace
+
+void CpuDevice::float_part(const Tensor& x, const LinearPart& part, int64_t first, int64_t last) const {
+    const Weight& w = *part.weight;
+    LinearOutput out{part.y.data, part.y.stride, part.bias, part.accumulate};
+    const auto& work = x.rows <= kFewFloatRows ? kernels_.float_dots : kernels_.float_gemm;
+    const auto shifted = [&](int64_t row) {
+        return LinearOutput{out.y + row, out.stride, out.bias == nullptr ? nullptr : out.bias + row, out.accumulate};
+    };
+    const int64_t begin = first * kPanelRows, end = std::min(last * kPanelRows, w.rows);
+    if (w.storage->kind() == StorageKind::floating) {
+        const DType dtype = static_cast<const FloatStorage*>(w.storage)->dtype();
+        const FloatKind kind = dtype == DType::f32 ? kF32 : dtype == DType::f16 ? kF16 : kBf16;
+        const char* data = w.planes[0].as<char>() + size_t(begin * w.cols) * size_of(dtype);
+        return work[kind](data, w.cols, end - begin, x.data, x.stride, x.rows, w.cols, shifted(begin));
+    }
+    auto* rows = static_cast<float*>(scratch(Scratch::decoded, size_t(kPanelRows * w.cols) * sizeof(float)));
+    for (int64_t row = begin; row < end; row += kPanelRows) {
+        const int64_t count = std::min<int64_t>(kPanelRows, end - row);
+        for (int64_t i = 0; i < count; i++) w.storage->decode_row(w, row + i, rows + i * w.cols);
+        work[kF32](rows, w.cols, count, x.data, x.stride, x.rows, w.cols, shifted(row));
+    }
+}
+
+void CpuDevice::linear(const Tensor& x, std::span<const LinearPart> parts) {
+    int64_t units = 0, work = 0;      // units of 16 output columns
+    bool wanted[2] = {false, false};  // activations in blocks of 32, of 64
+    for (const LinearPart& part : parts) {
+        const Weight& w = *part.weight;
+        expect(w.cols == x.cols && part.y.rows == x.rows && part.y.cols == w.rows, "linear: x [", x.rows, ", ", x.cols,
+               "], weight [", w.rows, ", ", w.cols, "], y [", part.y.rows, ", ", part.y.cols, "]");
+        expect(!is_panels(w) || is_panels(w, isa_),
+               "linear: the weight was uploaded to a device with another instruction set");
+        if (is_panels(w)) wanted[w.block_size == 64] = true;
+        units += (w.rows + kPanelRows - 1) / kPanelRows;
+        work += w.rows * x.rows * x.cols;
+    }
+    if (x.rows == 0 || units == 0) return;
+    QuantizedRows quantized[2];
+    const size_t bytes[2] = {wanted[0] ? quantized_bytes(x, 32) : 0, wanted[1] ? quantized_bytes(x, 64) : 0};
+    if (bytes[0] + bytes[1] > 0) {
+        auto* memory = static_cast<char*>(scratch(Scratch::quantized, bytes[0] + bytes[1]));
+        if (wanted[0]) quantized[0] = quantize(x, 32, memory, kernels_, pool_);
+        if (wanted[1]) quantized[1] = quantize(x, 64, memory + bytes[0], kernels_, pool_);
+    }
+    const auto run = [&](int64_t first, int64_t last) {
+        for (const LinearPart& part : parts) {
+            const Weight& w = *part.weight;
+            const int64_t count = (w.rows + kPanelRows - 1) / kPanelRows, end = std::min(last, count);
+            if (first < end) {
+                if (is_panels(w))
+                    kernels_.panel_linear(view_panels(w), quantized[w.block_size == 64],
+                                          LinearOutput{part.y.data, part.y.stride, part.bias, part.accumulate}, first, end);
+                else
+                    float_part(x, part, first, end);
+            }
+            first = std::max<int64_t>(0, first - count), last -= count;
+            if (last <= 0) return;
+        }
+    };
+    if (work < kSmallLinear)
+        run(0, units);
+    else
+        pool_.parallel_for(units, 1, run);
+}
+
+}  // namespace halfbyte::cpu

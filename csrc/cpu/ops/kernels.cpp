@@ -1,0 +1,42 @@
+// The table of this instruction set.
+#include "cpu/ops/ops.h"
+
+namespace halfbyte::cpu::HALFBYTE_ISA {
+namespace {
+
+struct Places {
+    uint8_t at[kPanelRows * kGroupCols];
+};
+constexpr Places make_places() {
+    Places places{};
+    for (int row = 0; row < kPanelRows; row++)
+        for (int k = 0; k < kGroupCols; k++) places.at[row * kGroupCols + k] = uint8_t(nibble_place(row, k));
+    return places;
+}
+constexpr Places kPlaces = make_places();
+
+}  // namespace
+
+extern const Kernels kKernels;
+const Kernels kKernels = {
+    .nibble_place = kPlaces.at,
+    .quantize_row = quantize_row,
+    .quantize_residual = quantize_residual,
+    .panel_linear = panel_linear,
+    .float_dots = {float_dots_f32, float_dots_f16, float_dots_bf16},
+    .float_gemm = {float_gemm_f32, float_gemm_f16, float_gemm_bf16},
+    .attention = {attention_f32, attention_f16},
+    .layer_norm = layer_norm,
+    .rms_norm = rms_norm,
+    .activation = &kActivationKernels,
+    .add = add_to,
+    .add_scaled = add_scaled,
+    .maximum = maximum,
+    .scale = scale_by,
+    .sum_of_squares = sum_of_squares,
+    .rope_half = rope_half,
+    .rope_interleaved = rope_interleaved,
+    .to_f16 = to_f16,
+};
+
+}  // namespace halfbyte::cpu::HALFBYTE_ISA

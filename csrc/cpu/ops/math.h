@@ -1,0 +1,65 @@
+// Elementary functions on vectors. The stated errors are against float64 over the whole range, in units in the last place of
+// the float32 result (ulp); tests/kernels/ checks them.
+#pragma once
+
+#include "cpu/ops/ops.h"
+
+namespace halfbyte::cpu::HALFBYTE_ISA {
+namespace {
+
+/// e^x, 2 ulp; 0 below -104, infinity above 88.73, NaN for NaN. exp(x) = 2^n exp(r), |r| <= ln(2) / 2.
+inline F vexp(F x) {
+    x = vmax(set(-104.0f), vmin(set(89.0f), x));
+    const F n = round_even(x * set(1.44269504f));
+    // ln(2) in two parts; the product of n with the first one is exact.
+    F r = fma(n, set(-0.693359375f), x);
+    r = fma(n, set(2.12194440e-4f), r);
+    F p = set(1.395052415e-3f);
+    p = fma(p, r, set(8.368908427e-3f));
+    p = fma(p, r, set(4.166620597e-2f));
+    p = fma(p, r, set(1.666651815e-1f));
+    p = fma(p, r, set(0.5f));
+    return times_power(fma(p, r * r, r) + set(1.0f), n);
+}
+
+/// tanh(x), 3 ulp: a polynomial below 0.625, 1 - 2 / (e^2x + 1) above.
+inline F vtanh(F x) {
+    const F a = vabs(x), z = x * x;
+    F p = set(-5.717045162e-3f);
+    p = fma(p, z, set(2.065058798e-2f));
+    p = fma(p, z, set(-5.374349654e-2f));
+    p = fma(p, z, set(1.333149076e-1f));
+    p = fma(p, z, set(-3.333328366e-1f));
+    const F small = fma(p * z, x, x);
+    const F large = copysign(set(1.0f) - set(2.0f) / (vexp(a + a) + set(1.0f)), x);
+    return select_less(a, set(0.625f), small, large);
+}
+
+/// erf(x), 3 ulp: x P(x^2) below 1, 1 - e^Q(|x|) above.
+inline F verf(F x) {
+    const F a = vabs(x), z = x * x;
+    F p = set(-9.680135918e-6f);
+    p = fma(p, z, set(1.127054420e-4f));
+    p = fma(p, z, set(-8.484711288e-4f));
+    p = fma(p, z, set(5.221074913e-3f));
+    p = fma(p, z, set(-2.686544508e-2f));
+    p = fma(p, z, set(1.128378287e-1f));
+    p = fma(p, z, set(-3.761263788e-1f));
+    p = fma(p, z, set(1.283791671e-1f));
+    const F small = fma(x, p, x);    // the constant term less 1: the sum is rounded once
+    const F b = vmin(set(4.0f), a);  // erf(4) rounds to 1
+    F q = set(2.512898902e-7f);
+    q = fma(q, b, set(-2.531429345e-5f));
+    q = fma(q, b, set(4.637649051e-4f));
+    q = fma(q, b, set(-4.282372072e-3f));
+    q = fma(q, b, set(2.537353337e-2f));
+    q = fma(q, b, set(-1.086389720e-1f));
+    q = fma(q, b, set(-6.330396533e-1f));
+    q = fma(q, b, set(-1.129661202f));
+    q = fma(q, b, set(2.043580180e-4f));
+    const F large = copysign(set(1.0f) - vexp(q), x);
+    return select_less(a, set(1.0f), small, large);
+}
+
+}  // namespace
+}  // namespace halfbyte::cpu::HALFBYTE_ISA
