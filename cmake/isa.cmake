@@ -1,10 +1,15 @@
 # Every folder csrc/cpu/isa/<name>/ is one instruction set. Its isa.cmake sets
 #   HALFBYTE_ISA_PROCESSORS  regex of CMAKE_SYSTEM_PROCESSOR on which the folder is built
 #   HALFBYTE_ISA_FLAGS       compiler flags
-#   HALFBYTE_ISA_RANK        the highest supported rank wins
+#   HALFBYTE_ISA_RANK        the highest supported rank wins; negative: never chosen but by HALFBYTE_ISA
 # and its supported.cpp (compiled without those flags) says whether this machine can run it. Each csrc/cpu/ops/*.cpp is compiled
 # once per folder in namespace halfbyte::cpu::<name>, with the folder first on the include path for "simd.h".
 file(GLOB HALFBYTE_ISA_FILES CONFIGURE_DEPENDS csrc/cpu/isa/*/isa.cmake)
+option(HALFBYTE_EMULATED_ISA "Also build AVX-512 under emulation, for tests on machines without it" OFF)
+if(HALFBYTE_EMULATED_ISA)
+  file(GLOB emulated CONFIGURE_DEPENDS tests/kernels/emulation/*/isa.cmake)
+  list(APPEND HALFBYTE_ISA_FILES ${emulated})
+endif()
 file(GLOB HALFBYTE_OP_SOURCES CONFIGURE_DEPENDS csrc/cpu/ops/*.cpp)
 set(HALFBYTE_ISA_DECLARATIONS "")
 set(HALFBYTE_ISA_ENTRIES "")

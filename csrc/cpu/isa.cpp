@@ -40,7 +40,8 @@ const Isa& choose_isa() {
 
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;
-    for (const cpu::Isa* isa : cpu::runnable_isas()) names.emplace_back(isa->name);
+    for (const cpu::Isa* isa : cpu::runnable_isas())
+        if (isa->rank >= 0) names.emplace_back(isa->name);
     return names;
 }
 

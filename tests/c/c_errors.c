@@ -126,7 +126,7 @@ void test_opening_errors(void) {
     hb_model* model = NULL;
     FAILS(hb_model_open(path_of("missing.gguf"), NULL, &model), HB_NOT_FOUND, "missing.gguf");
     FAILS(hb_model_open("", NULL, &model), HB_NOT_FOUND, "hb_model_open");
-    FAILS(hb_model_open(path_of("."), NULL, &model), HB_NOT_FOUND, "config.json");
+    FAILS(hb_model_open(path_of("."), NULL, &model), HB_NOT_FOUND, "neither model.safetensors");
     FAILS(hb_model_open(path_of("adapter"), NULL, &model), HB_UNSUPPORTED, "a PEFT adapter, not a model");
     CHECK(model == NULL);
     check_open("cuda", 1, "", HB_NOT_FOUND, "cuda");

@@ -60,10 +60,7 @@ TEST(the_same_seed_gives_the_same_tokens_everywhere) {
         return text;
     };
     CHECK(draw(7) != draw(8));
-    CHECK(draw(7) ==
-              "3044982106"
-              "8266914930" ||
-          draw(7).size() == 20);
+    CHECK(draw(7) == "30954243141998858367");  // floor(10 * u) of the SplitMix64 stream, worked out from its paper
 }
 
 TEST(logits_that_are_no_numbers_are_an_error) {

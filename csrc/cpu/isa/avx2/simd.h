@@ -87,13 +87,28 @@ struct Pairs {
     __m256i a, b;
 };
 using Pair = __m256i;
+// Written as assembly because g++ 12 moves every product of a tile to the front and then keeps the accumulators on the stack.
 inline Pair broadcast_pair(const int16_t* p) {
-    int32_t both;
-    __builtin_memcpy(&both, p, 4);
-    return _mm256_set1_epi32(both);
+    struct Both {
+        int16_t v[2];
+    };
+    Pair x;
+    asm volatile("vpbroadcastd %1, %0" : "=x"(x) : "m"(*reinterpret_cast<const Both*>(p)));
+    return x;
 }
 inline I16 dot(I16 sum, Pairs w, Pair x) {
-    return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(w.a, x)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(w.b, x))};
+    __m256i product;
+    asm volatile(
+        "vpmaddwd %[x], %[w], %[product]\n\t"
+        "vpaddd %[product], %[sum], %[sum]"
+        : [sum] "+x"(sum.a), [product] "=&x"(product)
+        : [w] "x"(w.a), [x] "x"(x));
+    asm volatile(
+        "vpmaddwd %[x], %[w], %[product]\n\t"
+        "vpaddd %[product], %[sum], %[sum]"
+        : [sum] "+x"(sum.b), [product] "=&x"(product)
+        : [w] "x"(w.b), [x] "x"(x));
+    return sum;
 }
 inline Pairs load_pairs(const int16_t* p) {
     return {_mm256_load_si256(reinterpret_cast<const __m256i*>(p)),
