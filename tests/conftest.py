@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from oracle.adapters import Adapters
     from oracle.builders import Zoo
@@ -63,3 +63,19 @@ def engines(zoo: Zoo) -> Iterator[Engines]:
     engines = Engines(zoo)
     yield engines
     engines.close()
+
+
+_REPORTED: list[str] = []
+
+
+@pytest.fixture
+def report() -> Callable[[str], None]:
+    """Says a measured figure at the end of the run, whether its test passed or not."""
+    return _REPORTED.append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _REPORTED:
+        terminalreporter.section("figures")
+        for line in _REPORTED:
+            terminalreporter.line(line)

@@ -12,8 +12,8 @@ namespace halfbyte::python {
 
 namespace {
 
-// Never destroyed: at exit no thread may be joined while the interpreter goes away.
-ThreadPool& encoding_pool() {
+// For encoding and decoding. Never destroyed: at exit no thread may be joined while the interpreter goes away.
+ThreadPool& shared_pool() {
     static auto* pool = new ThreadPool(0);
     return *pool;
 }
@@ -131,7 +131,7 @@ std::shared_ptr<PyWeight> quantize(const Array<float>& values, const std::string
     Weight weight;
     {
         const py::gil_scoped_release release;
-        weight = encode(data, rows, cols, options, encoding_pool());
+        weight = encode(data, rows, cols, options, shared_pool());
     }
     return wrap(std::move(weight));
 }
@@ -142,7 +142,10 @@ py::array_t<float> dequantize(const PyWeight& self) {
     float* data = out.mutable_data();
     {
         const py::gil_scoped_release release;
-        decode(weight, data);
+        const int64_t grain = 65536 / std::max<int64_t>(weight.cols, 1) + 1;
+        shared_pool().parallel_for(weight.rows, grain, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; row++) weight.storage->decode_row(weight, row, data + row * weight.cols);
+        });
     }
     return out;
 }

@@ -16,9 +16,9 @@ namespace {
 constexpr int64_t kChunkTokens = 2048;
 // Logits leave the device in pieces of at most this many numbers (64 MiB).
 constexpr int64_t kLogitsChunk = int64_t(1) << 24;
-// Scratch memory that is kept for the next call; larger or further workspaces are freed after use.
-constexpr size_t kWorkspaceBytes = size_t(256) << 20;
-constexpr size_t kWorkspaces = 16;
+// Scratch memory kept for the next calls, in all; what goes beyond is freed after use.
+constexpr size_t kKeptBytes = size_t(256) << 20;
+constexpr size_t kKeptWorkspaces = 16;
 
 void copy_rows_to_host(Device& device, const Tensor& x, float* out) {
     const size_t row_bytes = size_t(x.cols) * sizeof(float);
@@ -63,7 +63,7 @@ std::shared_ptr<Engine> Engine::load(const std::filesystem::path& path, const En
     if (options.threads < 0)
         fail(ErrorCode::invalid_argument, "threads: expected 0 (one per core) or more, found ", options.threads);
     const std::shared_ptr<Engine> engine(new Engine());
-    engine->workspaces_.reserve(kWorkspaces);  // giving one back never allocates
+    engine->workspaces_.reserve(kKeptWorkspaces);  // giving one back never allocates
     engine->device_ = make_device(options.device, {options.threads, options.precision});
     const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(path);
     engine->model_ = load_model(*checkpoint, *engine->device_, {options.quantize, options.progress});
@@ -87,9 +87,11 @@ Engine::WorkspaceLease::WorkspaceLease(const Engine& engine) : engine_(engine) {
 }
 
 Engine::WorkspaceLease::~WorkspaceLease() {
-    if (workspace_->bytes() > kWorkspaceBytes) return;
     const std::lock_guard lock(engine_.mutex_);
-    if (engine_.workspaces_.size() < kWorkspaces) engine_.workspaces_.push_back(std::move(workspace_));
+    size_t kept = workspace_->bytes();
+    for (const auto& other : engine_.workspaces_) kept += other->bytes();
+    if (kept <= kKeptBytes && engine_.workspaces_.size() < kKeptWorkspaces)
+        engine_.workspaces_.push_back(std::move(workspace_));
 }
 
 // --- batches ------------------------------------------------------------------------------------------------------

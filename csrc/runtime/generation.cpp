@@ -9,8 +9,9 @@ namespace halfbyte {
 
 namespace {
 
-// Tokens of the prompt that one step() runs: matrix products are at full speed, and a caller gets control back often enough.
-constexpr int64_t kPromptChunk = 512;
+// Tokens of the prompt that one step() runs: enough for matrix products at full speed, few enough that a caller gets control
+// back (Ctrl-C, a closed stream) within seconds on a model of billions of weights.
+constexpr int64_t kPromptChunk = 256;
 // Room for generated tokens that a cache starts with; it doubles when full, up to what the generation may need.
 constexpr int64_t kFirstTokens = 256;
 

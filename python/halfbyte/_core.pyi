@@ -24,7 +24,7 @@ def isas() -> list[str]:
     """Instruction sets that this build has and this machine can run, best first: ["avx2", "scalar"]."""
 
 def isa() -> str:
-    """The one in use (HALFBYTE_ISA forces one, read when the first device is made)."""
+    """The one that a device made now would use: what HALFBYTE_ISA names, or the best. InvalidArgumentError if it cannot run."""
 
 def architectures() -> list[str]: ...
 def available_cores() -> int: ...
@@ -64,6 +64,8 @@ class Ops:
     def description(self) -> str: ...
     def linear(self, x: NDArray[np.float32], weight: Weight, bias: NDArray[np.float32] | None) -> NDArray[np.float32]:
         """x [rows, in] -> [rows, out]. The weight is uploaded (repacked) on first use and the result kept with it."""
+    def linear_into(self, x: NDArray[np.float32], weights: Sequence[Weight], y: NDArray[np.float32], accumulate: bool) -> None:
+        """Several weights of one input, side by side into the columns of y (or added to them), whose rows may be strided."""
     def attention(
         self,
         q: NDArray[np.float32],
@@ -74,8 +76,10 @@ class Ops:
         scale: float,
         window: int,
         softcap: float,
+        cache: str = "float32",
     ) -> NDArray[np.float32]:
-        """q [queries, heads, d], k and v [keys, kv_heads, d]; mask added to the scores, [1 or heads, queries, keys]."""
+        """q [queries, heads, d], k and v [keys, kv_heads, d]; mask added to the scores, [1 or heads, queries, keys].
+        cache "float16": keys and values are rounded as a model's cache holds them."""
     def layer_norm(self, x: NDArray[np.float32], gamma: NDArray[np.float32], beta: NDArray[np.float32] | None, eps: float) -> NDArray[np.float32]: ...
     def rms_norm(self, x: NDArray[np.float32], gamma: NDArray[np.float32], eps: float) -> NDArray[np.float32]: ...
     def activate(self, activation: str, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
@@ -85,6 +89,9 @@ class Ops:
         self, x: NDArray[np.float32], a: Sequence[NDArray[Any]], b: Sequence[NDArray[Any]], scales: Sequence[float], row_adapter: NDArray[np.int32] | None, y: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """y + scale * (x A^T) B^T per row. Arrays are float32, float16, or uint16 holding bfloat16."""
+    def embed(self, table: Weight, ids: NDArray[np.int32]) -> NDArray[np.float32]: ...
+    def pool(self, x: NDArray[np.float32], lengths: Sequence[int], pooling: str, normalize: bool) -> NDArray[np.float32]:
+        """One row per sequence of consecutive rows; pooling: mean, cls, max, last."""
 
 class Checkpoint:
     """An open checkpoint: a folder, a .safetensors file or a .gguf file."""

