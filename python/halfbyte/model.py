@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -421,7 +420,7 @@ class Model:
             options.get("repetition_penalty", 1.0),
             options.get("presence_penalty", 0.0),
             options.get("frequency_penalty", 0.0),
-            secrets.randbits(64) if seed is None else int(seed) % 2**64,
+            int.from_bytes(os.urandom(8), "little") if seed is None else int(seed) % 2**64,
             stops,
             self._stop_ids(),
             options.get("adapter"),
@@ -578,7 +577,10 @@ def _whole(name: str, value: int) -> int:
 
 def _token_ids(where: str, values: ArrayLike) -> NDArray[np.int32]:
     """Checked token ids [n]."""
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidArgumentError(f"{where}: expected a list of token ids: {error}") from None
     if array.size == 0 and array.ndim == 1:
         return np.empty(0, dtype=np.int32)
     if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -593,7 +595,7 @@ def _token_ids(where: str, values: ArrayLike) -> NDArray[np.int32]:
 def _pack(where: str, lists: TokenLists) -> _Packed:
     if isinstance(lists, (str, bytes)) or not hasattr(lists, "__len__"):
         raise InvalidArgumentError(f"{where}: expected lists of token ids, [batch, tokens], got {type(lists).__name__}")
-    if len(lists) and np.ndim(lists[0]) == 0:
+    if len(lists) and not hasattr(lists[0], "__len__"):
         raise InvalidArgumentError(f"{where}: expected lists of token ids, [batch, tokens]; for one list pass [ids]")
     rows = [_token_ids(f"{where}[{i}]", row) for i, row in enumerate(lists)]
     lengths = np.array([row.size for row in rows], dtype=np.int64)

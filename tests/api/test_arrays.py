@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,14 +131,19 @@ def test_hidden_states_errors(bert: halfbyte.Model) -> None:
 # ---- encode
 
 
-def sentence_vectors(folder: Path, dtype: torch.dtype, normalize: bool = True, mode: str = "mean") -> NDArray[Any]:
-    """What sentence-transformers computes for MiniLM, one sentence at a time."""
+@functools.cache
+def token_vectors(folder: Path, dtype: torch.dtype) -> list[torch.Tensor]:
+    """MiniLM's hidden states [tokens, hidden] of every sentence."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype=dtype)
+    batches = (tokenizer(s, truncation=True, max_length=256, return_tensors="pt") for s in SENTENCES)
+    with torch.no_grad():
+        return [model(**batch).last_hidden_state[0] for batch in batches]
+
+
+def sentence_vectors(folder: Path, dtype: torch.dtype, normalize: bool = True, mode: str = "mean") -> NDArray[Any]:
+    """What sentence-transformers computes for MiniLM."""
     rows = []
-    for sentence in SENTENCES:
-        batch = tokenizer(sentence, truncation=True, max_length=256, return_tensors="pt")
-        with torch.no_grad():
-            tokens = model(**batch).last_hidden_state[0]
+    for tokens in token_vectors(folder, dtype):
         pooled = {"mean": tokens.mean(0), "cls": tokens[0], "max": tokens.max(0).values, "last": tokens[-1]}[mode]
         rows.append((pooled / pooled.norm() if normalize else pooled).numpy())
     return np.stack(rows)

@@ -1,34 +1,10 @@
-"""Every instruction set that can run here, AVX-512 under emulation where the build has it."""
-
-import os
+"""Devices on every instruction set that can run here."""
 
 import numpy as np
 import pytest
-import torch
+from kernel_checks import ISAS
 
 from halfbyte import _core
-
-EMULATED = "avx512_emulated"  # a build with -DHALFBYTE_EMULATED_ISA=ON
-
-
-def runnable():
-    names = list(_core.isas())
-    before = os.environ.get("HALFBYTE_ISA")
-    try:
-        os.environ["HALFBYTE_ISA"] = EMULATED
-        names.append(_core.isa())
-    except _core.InvalidArgumentError:
-        pass
-    finally:
-        if before is None:
-            del os.environ["HALFBYTE_ISA"]
-        else:
-            os.environ["HALFBYTE_ISA"] = before
-    return names
-
-
-ISAS = runnable()
-torch.set_num_threads(1)  # small arrays: a second thread would only wait
 
 
 @pytest.fixture(params=ISAS)
@@ -56,12 +32,3 @@ def ops(make_ops):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20240607)
-
-
-def rms(x):
-    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
-
-
-def relative(found, exact):
-    """Root of the mean square error over the root of the mean square."""
-    return rms(found - exact) / rms(exact)

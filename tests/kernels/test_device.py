@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ISAS
+from kernel_checks import ISAS
 
 from halfbyte import _core
 

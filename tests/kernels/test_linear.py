@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import relative
+from kernel_checks import relative
 
 from halfbyte import _core
 
