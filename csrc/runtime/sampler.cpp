@@ -15,9 +15,9 @@ namespace {
 /// e^x for x <= 0, of additions and multiplications alone: libm's exp may differ in the last bit from one platform to the
 /// next, and then the same seed could give another token. Relative error below 1e-15; 0 below e^-700.
 inline double exp_portable(double x) {
-    constexpr double kInverseFactorials[] = {1 / 6227020800., 1 / 479001600., 1 / 39916800., 1 / 3628800., 1 / 362880.,
-                                             1 / 40320.,      1 / 5040.,      1 / 720.,      1 / 120.,     1 / 24.,
-                                             1 / 6.,          1 / 2.,         1.,            1.};
+    constexpr double kInverseFactorials[] = {
+        1 / 6227020800., 1 / 479001600., 1 / 39916800., 1 / 3628800., 1 / 362880., 1 / 40320., 1 / 5040.,
+        1 / 720.,        1 / 120.,       1 / 24.,       1 / 6.,       1 / 2.,      1.,         1.};
     constexpr double kRound = 0x1.8p52;           // adding it leaves an integer in the low bits
     constexpr double kLn2Head = 0x1.62e42feep-1;  // 32 bits: times n it is exact
     constexpr double kLn2Tail = 0x1.a39ef35793c76p-33;
