@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -421,7 +420,7 @@ class Model:
             options.get("repetition_penalty", 1.0),
             options.get("presence_penalty", 0.0),
             options.get("frequency_penalty", 0.0),
-            secrets.randbits(64) if seed is None else int(seed) % 2**64,
+            int.from_bytes(os.urandom(8), "little") if seed is None else int(seed) % 2**64,
             stops,
             self._stop_ids(),
             options.get("adapter"),

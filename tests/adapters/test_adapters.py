@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+import halfbyte
 from oracle.adapters import CONFIG, REFUSED, SPECS
 from oracle.cases import PRECISIONS, SEQUENCES, random_ids, run, run_together
 from oracle.reference import Error
@@ -76,8 +78,6 @@ def test_two_adapters(engines: Engines, references: References, adapters: Adapte
 
     model.unload_adapter("one")
     expected["two"].check(run_together(model, SEQUENCES, True, adapter="two"), "float32")
-    import halfbyte
-
     with pytest.raises(halfbyte.NotFoundError, match=r"one.*two"):  # names the one asked for and those there are
         model.logits([[1, 2]], adapter="one")
     with pytest.raises(halfbyte.NotFoundError, match="one"):
@@ -125,8 +125,6 @@ def test_an_old_config(engines: Engines, references: References, adapters: Adapt
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str, engines: Engines, adapters: Adapters) -> None:
     """One reason each, named in the message; the model is as it was."""
-    import halfbyte
-
     refused = REFUSED[name]
     model = engines.get("llama", "high")
     with pytest.raises(tuple(getattr(halfbyte, error) for error in refused.error)) as caught:
@@ -138,8 +136,6 @@ def test_refused(name: str, engines: Engines, adapters: Adapters) -> None:
 
 
 def test_an_adapter_of_another_size(engines: Engines, adapters: Adapters) -> None:
-    import halfbyte
-
     with pytest.raises(halfbyte.CorruptFileError, match="q_proj"):
         engines.get("llama_aligned").load_adapter(adapters.path("llama-qv"))
     with pytest.raises((halfbyte.UnsupportedError, halfbyte.NotFoundError), match="c_attn"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -202,3 +204,62 @@ def test_interrupt(smollm2_path: Path) -> None:
         process.stdout.read()
         assert b"Traceback" not in process.stderr.read()
         assert process.wait() == 130
+
+
+class Terminal:
+    """The other end of a terminal, read as far as a text."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = pty.openpty()
+        self.unread = b""
+
+    def expect(self, text: bytes, seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while text not in self.unread:
+            ready, _, _ = select.select([self.ours], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"{text!r} didn't come; seen: {self.unread!r}"
+            self.unread += os.read(self.ours, 1000)
+        self.unread = self.unread.partition(text)[2]
+
+    def type(self, text: bytes) -> None:
+        os.write(self.ours, text)
+
+    def close(self) -> None:
+        os.close(self.ours)
+        os.close(self.theirs)
+
+
+def test_chat_in_a_terminal(smollm2_path: Path) -> None:
+    terminal = Terminal()
+    ends = {"stdin": terminal.theirs, "stdout": terminal.theirs, "stderr": terminal.theirs}
+    command = [
+        sys.executable,
+        "-m",
+        "halfbyte",
+        "chat",
+        "-m",
+        str(smollm2_path),
+        "-n",
+        "4000",
+        "-t",
+        "1",
+        "--seed",
+        "1",
+    ]
+    with subprocess.Popen(command, **ends, start_new_session=True) as process:
+        try:
+            terminal.expect(b"> ")
+            terminal.type(b"Write a very long story about the sea.\n")
+            terminal.expect(b"the sea.\r\n")
+            terminal.expect(b" ")  # the answer has begun
+            process.send_signal(signal.SIGINT)  # what Ctrl-C sends
+            terminal.expect(b"[stopped]")
+            terminal.expect(b"> ")
+            process.send_signal(signal.SIGINT)  # at the prompt it tells how to leave
+            terminal.expect(b"/exit")
+            terminal.expect(b"> ")
+            terminal.type(b"\x04")  # Ctrl-D
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            terminal.close()

@@ -22,7 +22,7 @@ from transformers import (
 
 from halfbyte import _core
 
-DECODER = {
+DECODER: dict[str, Any] = {
     "vocab_size": 9,
     "hidden_size": 16,
     "intermediate_size": 24,

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from oracle import packages, reference
 from tokenizers import Tokenizer
+
+import halfbyte
+from oracle import packages, reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,8 +40,6 @@ def references(ids: list[list[int]]) -> dict[str, reference.Reference]:
 
 @pytest.fixture(scope="module", params=("float32", "high", "fast"))
 def loaded(request: pytest.FixtureRequest) -> Iterator[tuple[dict[str, Any], str]]:
-    import halfbyte
-
     models = {
         quantize: halfbyte.load(packages.minilm(), quantize=quantize or None, precision=request.param)
         for quantize in ("", "nf4")
@@ -82,7 +82,8 @@ def test_embeddings(
     vectors = models[quantize].encode(SENTENCES)
     assert vectors.dtype == np.float32 and vectors.shape == (len(SENTENCES), 384)
     error = np.abs(vectors - pooled(references[quantize].truth)).max()
-    # Components of a unit vector of 384 are about 0.05; bfloat16 hidden states (2e-2 of theirs at most) average out in the mean.
+    # Components of a unit vector of 384 are about 0.05; bfloat16 hidden states (2e-2 of theirs at most) average out
+    # in the mean.
     assert error < {"float32": 1e-6, "high": 1e-3, "fast": 1e-2}[precision], error
     assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-6
 

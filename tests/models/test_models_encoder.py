@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+
+import halfbyte
 from oracle.cases import random_ids
 from oracle.reference import Reference
 
@@ -67,8 +69,6 @@ def test_token_types_matter(engines: Engines) -> None:
 
 
 def test_token_types_are_checked(engines: Engines) -> None:
-    import halfbyte
-
     with pytest.raises(halfbyte.InvalidArgumentError, match="2"):
         engines.get("bert").hidden_states([[1, 2, 3]], token_type_ids=[[0, 1, 2]])
     with pytest.raises(halfbyte.InvalidArgumentError, match="token"):
@@ -77,7 +77,7 @@ def test_token_types_are_checked(engines: Engines) -> None:
 
 @pytest.mark.parametrize("pooling", ("mean", "cls", "max", "last"))
 def test_pooling(pooling: str, engines: Engines) -> None:
-    """encode pools exactly what hidden_states gives; a folder without a tokenizer can't be given text, so the engine is asked."""
+    """Of what hidden_states gives. A folder without a tokenizer can't be given text, so the engine is asked."""
     model = engines.get("bert", "float32")
     sequences = [random_ids(length, length) for length in LENGTHS]
     tokens = np.concatenate([np.array(ids, dtype=np.int32) for ids in sequences])

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+
 from oracle import reference
 from oracle.cases import random_ids
+from oracle.vocabulary import bpe_tokenizer
 
 if TYPE_CHECKING:
     from oracle.cases import Engines, References
@@ -40,8 +42,8 @@ def greedy(model64: Any, prompts: torch.Tensor) -> torch.Tensor:
 
 
 def clear_chain(model64: Any, length: int) -> tuple[list[int], list[int], float]:
-    """The prompt, among fixed candidates, whose greedy continuation is decided most clearly: (prompt, continuation, least gap
-    between the greatest and the second logit). Continuations that end the text or repeat themselves are passed over."""
+    """(prompt, continuation, least gap between the greatest and the second logit) of the fixed candidate whose greedy
+    continuation is decided most clearly. Continuations that end the text or repeat themselves are passed over."""
     prompts = torch.tensor([random_ids(length, 1000 + i) for i in range(CANDIDATES)])
     continuations = greedy(model64, prompts)
     best: tuple[list[int], list[int], float] = ([], [], 0.0)
@@ -103,8 +105,6 @@ def test_the_end_of_the_context(name: str, engines: Engines) -> None:
 
 def test_text_of_generated_tokens(engines: Engines, references: References) -> None:
     """The text of a generation is the tokenizer's text of its tokens."""
-    from oracle.builders import bpe_tokenizer
-
     model = engines.get("llama", "high")
     prompt = random_ids(20, 8)
     tokens = model.generate_tokens(prompt, max_tokens=16)

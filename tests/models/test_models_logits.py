@@ -1,4 +1,7 @@
-"""Logits of every architecture, storage and precision against transformers in float64; tolerances: oracle/reference.py."""
+"""Logits of every architecture, storage and precision against transformers in float64.
+
+Tolerances and their derivation: oracle/reference.py.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+import halfbyte
 from oracle.cases import PRECISIONS, SEQUENCES, random_ids, run, run_together
 
 if TYPE_CHECKING:
@@ -91,7 +96,7 @@ def test_logits_of_variants(name: str, precision: str, engines: Engines, referen
 def test_logits_quantized_on_loading(
     name: str, quantize: str, precision: str, engines: Engines, references: References
 ) -> None:
-    """The linear layers rounded as bitsandbytes (double-quantised scales) or gguf round them; embeddings and output layer not."""
+    """Linear layers rounded as bitsandbytes (double-quantised scales) or gguf do; not embeddings and output layers."""
     reference = references.get(name, quantize=quantize)
     model = engines.get(name, precision, quantize=quantize)
     reference.check(run_together(model, SEQUENCES, references.zoo.spec(name).causal), precision)
@@ -135,16 +140,12 @@ def test_causality(name: str, engines: Engines) -> None:
 
 
 def test_encoders_have_no_logits(engines: Engines) -> None:
-    import halfbyte
-
-    with pytest.raises(halfbyte.InvalidArgumentError, match="output layer|logits"):
+    with pytest.raises(halfbyte.InvalidArgumentError, match=r"output layer|logits"):
         engines.get("bert").logits([[1, 2, 3]])
 
 
 @pytest.mark.parametrize("name", ("llama", "gpt2"))
 def test_token_ids_are_checked(name: str, engines: Engines) -> None:
-    import halfbyte
-
     model = engines.get(name)
     for ids in ([1, 517], [-1, 3]):
         with pytest.raises(halfbyte.InvalidArgumentError, match=str(ids[1] if ids[0] == 1 else ids[0])):

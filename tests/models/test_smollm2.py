@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct from its GGUF file, with the file's values and rounded to NF4, against transformers in float64.
 
-Greedy text is checked by one float64 run over prompt and continuation: every token must be the argmax after those before it,
-which makes the whole the greedy continuation by induction.
+Greedy text is checked by one float64 run over prompt and continuation: every token must be the argmax after those
+before it, which makes the whole the greedy continuation by induction.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
+
+import halfbyte
 from oracle import gguf_files, packages, reference
 
 if TYPE_CHECKING:
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Among thirty candidates, those where the float64 network decides every one of 24 tokens most clearly, under both sets of weights: the
-# second logit is at least 0.069 below the first (logits have a standard deviation of about 3).
+# Among thirty candidates, those where the float64 network decides every one of 24 tokens most clearly, under both sets
+# of weights: the second logit is at least 0.069 below the first (logits have a standard deviation of about 3).
 PROMPTS = (
     "The capital city of France is",
     "The human heart pumps blood",
@@ -65,10 +67,10 @@ def truths() -> dict[str, Truth]:
     return {"": Truth(native), "nf4": Truth(reference.round_linears(native, "nf4"))}
 
 
-@pytest.fixture(scope="module", params=[("", "float32"), ("", "high"), ("nf4", "float32"), ("nf4", "high")], ids="-".join)
+@pytest.fixture(
+    scope="module", params=[("", "float32"), ("", "high"), ("nf4", "float32"), ("nf4", "high")], ids="-".join
+)
 def loaded(request: pytest.FixtureRequest) -> Iterator[tuple[Any, str, str]]:
-    import halfbyte
-
     quantize, precision = request.param
     with halfbyte.load(packages.smollm2(), quantize=quantize or None, precision=precision) as model:
         yield model, quantize, precision
@@ -100,7 +102,9 @@ def test_greedy_continuations(
         assert gaps[-1] > LEAST_GAP, f"{prompt!r}: decided by {gaps[-1]}, too close to prove anything"
         if "France" in prompt:
             assert "Paris" in model.generate(prompt, max_tokens=8)
-    report(f"SmolLM2 {quantize or 'native'} {precision}: {len(PROMPTS)} x {TOKENS} tokens equal, least gap {min(gaps):.3f}")
+    report(
+        f"SmolLM2 {quantize or 'native'} {precision}: {len(PROMPTS)} x {TOKENS} tokens equal, least gap {min(gaps):.3f}"
+    )
 
 
 def test_perplexity(
@@ -119,8 +123,6 @@ def test_perplexity(
 
 def test_nf4_costs_what_it_costs(truths: dict[str, Truth], page: str) -> None:
     """Of the reference itself: rounding this model a second time raises its perplexity, but not beyond a half."""
-    import halfbyte
-
     with halfbyte.load(packages.smollm2(), precision="high") as model:
         ids = model.tokenizer.encode(page)
     native, nf4 = (perplexity(truths[quantize].logits(ids), ids) for quantize in ("", "nf4"))

@@ -1,1 +1,1 @@
-"""What halfbyte's answers are compared with: tiny checkpoints made live by the reference packages, and float64 runs of them."""
+"""What halfbyte is compared with: tiny checkpoints made live by the reference packages, and float64 runs of them."""

@@ -115,7 +115,7 @@ class Adapters:
         return PeftModel.from_pretrained(model, self.path(name)).get_base_model().eval()
 
 
-# ---- folders that must be refused ---------------------------------------------------------------------------------------------
+# ---- folders that must be refused -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
-"""Tiny random checkpoints, made from a config and a seed by transformers, bitsandbytes and peft, saved as those save them.
+"""Tiny random checkpoints, made from a config and a seed by transformers and bitsandbytes, saved as those save them.
 
 Sizes are odd on purpose: hidden sizes that are not a multiple of 64 (so that 64-element blocks cross rows), an odd
-vocabulary, heads of 80, three KV heads. Weights are drawn so that activations stay near unit scale and logits spread over
-several units: an error anywhere shows in them. No bias or norm is left at its default of 0 or 1.
+vocabulary, heads of 80, three KV heads. Weights are drawn so that activations stay near unit scale and logits spread
+over several units: an error anywhere shows in them. No bias or norm is left at its default of 0 or 1.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import shutil
@@ -19,14 +18,13 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from oracle import gguf_files
+from oracle.vocabulary import VOCAB, bpe_tokenizer
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 torch.set_num_threads(1)  # everything here is tiny
-
-VOCAB = 517
-PAGE = Path(__file__).parents[1] / "data" / "page.txt"
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ SPECS: dict[str, Spec] = {
 
 
 def randomize(model: Any, seed: int, gain: float) -> None:
-    """Matrices ~ N(0, gain^2 / fan_in), embeddings ~ N(0, 1) (tied ones shrink so that logits have a spread of about 4),
+    """Matrices ~ N(0, gain^2 / fan_in), embeddings ~ N(0, 1) (tied ones less, so that logits have a spread of about 4),
     norm gains ~ 1 +- 0.3, every bias ~ N(0, 0.3^2)."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -179,23 +177,6 @@ def randomize(model: Any, seed: int, gain: float) -> None:
         else:
             fan_in = parameter.shape[0] if kind == "Conv1D" else parameter.shape[1]
             normal(parameter, gain / fan_in**0.5)
-
-
-@functools.cache
-def bpe_tokenizer() -> Tokenizer:
-    """A byte-level BPE of exactly VOCAB tokens, learnt from the page that ships with the tests; id 0 ends a text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train([str(PAGE)], trainer)
-    assert tokenizer.get_vocab_size() == VOCAB
-    return tokenizer
 
 
 def save_tokenizer(folder: Path) -> None:
@@ -226,7 +207,7 @@ def save_float(spec: Spec, folder: Path, shard_size: str = "5GB", dtype: torch.d
 def save_bnb(
     spec: Spec, source: Path, folder: Path, quant_type: str, double_quant: bool, shard_size: str = "5GB"
 ) -> None:
-    """A 4-bit folder: transformers quantises `source` (a float folder of the same spec) with bitsandbytes and saves it."""
+    """A 4-bit folder: transformers quantises `source`, the float folder of the spec, by bitsandbytes and saves it."""
     config = transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quant_type,
@@ -252,7 +233,7 @@ class Zoo:
         self.root = root
 
     def spec(self, name: str) -> Spec:
-        return SPECS[name.split("/")[0]]
+        return SPECS[name.split("/", maxsplit=1)[0]]
 
     def path(self, name: str) -> Path:
         base, _, variant = name.partition("/")
@@ -262,8 +243,6 @@ class Zoo:
         spec = SPECS[base]
         path.parent.mkdir(parents=True, exist_ok=True)
         if variant.endswith(".gguf"):
-            from oracle import gguf_files
-
             gguf_files.write(make_model(spec), path, variant.removesuffix(".gguf"))
         elif match := re.fullmatch(r"(nf4|fp4)(-dq)?(-sharded)?", variant):
             shards = "60KB" if match[3] else "5GB"

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import halfbyte
 from oracle import reference
-from oracle.builders import VOCAB, Zoo
+from oracle.builders import Zoo
+from oracle.vocabulary import VOCAB
 
 PRECISIONS = ("float32", "high", "fast")
 LENGTHS = (1, 2, 17, 65)
@@ -66,8 +68,6 @@ class Engines:
         self._open: dict[tuple[Any, ...], Any] = {}
 
     def get(self, name: str, precision: str = "high", **options: Any) -> Any:
-        import halfbyte
-
         key = (name, precision, *sorted(options.items()))
         if key not in self._open:
             if len(self._open) >= 8:

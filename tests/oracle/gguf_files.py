@@ -13,6 +13,9 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from oracle.rope import rope_frequencies
+from oracle.vocabulary import bpe_tokenizer
+
 Array = NDArray[np.float32]
 
 _LLAMA = {
@@ -96,8 +99,8 @@ def _rotary_heads(config: Any, hf: str) -> int | None:
 
 
 def write(model: Any, path: Path, tensor_type: str) -> None:
-    """Matrices in `tensor_type` ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"; embeddings and output in Q8_0 where that is a 4-bit type,
-    as llama.cpp's quantiser and SmolLM2's file do), vectors and learned positions in F32."""
+    """Matrices in `tensor_type` ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"; embeddings and output in Q8_0 where
+    that is a 4-bit type, as in SmolLM2's file), vectors and learned positions in F32."""
     config = model.config
     kind = config.model_type
     writer = gguf.GGUFWriter(path, ARCHITECTURES[kind])
@@ -135,8 +138,6 @@ def _rope_factors(config: Any) -> Array | None:
     rope = getattr(config, "rope_parameters", None)
     if not rope or rope["rope_type"] != "llama3":
         return None
-    from oracle.reference import rope_frequencies
-
     plain = rope_frequencies(config.head_dim, {"rope_type": "default", "rope_theta": rope["rope_theta"]})
     return (plain / rope_frequencies(config.head_dim, rope)).numpy().astype(np.float32)
 
@@ -177,16 +178,12 @@ def _add_parameters(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def _add_bpe(writer: gguf.GGUFWriter) -> None:
-    from oracle.builders import bpe_tokenizer
-
     document = json.loads(bpe_tokenizer().to_str())
     tokens = [token for token, _ in sorted(document["model"]["vocab"].items(), key=lambda item: item[1])]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types(
-        [gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(tokens) - 1)
-    )
+    writer.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(tokens) - 1))
     writer.add_token_merges([" ".join(merge) for merge in document["model"]["merges"]])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
@@ -203,9 +200,7 @@ def _add_wordpiece(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_tokenizer_model("bert")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
-    writer.add_token_types(
-        [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens]
-    )
+    writer.add_token_types([gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens])
     for add, name in (
         (writer.add_pad_token_id, "[PAD]"),
         (writer.add_unk_token_id, "[UNK]"),
@@ -217,11 +212,15 @@ def _add_wordpiece(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def read_weights(reader: gguf.GGUFReader, config: Any) -> dict[str, torch.Tensor]:
-    """The state dict of the transformers model for a GGUF file: dequantised by the gguf package, in transformers' orientation and order."""
+    """The state dict for transformers: dequantised by the gguf package, in transformers' orientation and order."""
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     tensors.pop("rope_freqs.weight", None)
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config) if config.model_type != "bert" else transformers.BertModel(config)
+        model = (
+            transformers.AutoModelForCausalLM.from_config(config)
+            if config.model_type != "bert"
+            else transformers.BertModel(config)
+        )
     weights = {}
     for hf in model.state_dict():
         name = gguf_name(config.model_type, hf)

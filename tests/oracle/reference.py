@@ -1,29 +1,28 @@
-"""The reference runs: transformers in float64 (the truth), float32, bfloat16, and float32 with int8 activations.
+"""The reference runs: transformers in float64 (the truth), float32, bfloat16, and float64 with int8 activations.
 
 The truth and the tolerances
 ----------------------------
-The truth is the network in float64 on the dequantised weights. transformers rounds to float32 inside RMSNorm and the rotary
-embedding whatever the dtype of the model, so those two are replaced here by their definitions in float64.
+The truth is the network in float64 on the dequantised weights. transformers rounds to float32 inside RMSNorm and the
+rotary embedding whatever the dtype of the model, so those two are replaced here by their definitions in float64.
 
-Every precision of halfbyte is held against that truth, its error pooled over all logits of all sequences of a case:
+Every precision of halfbyte is held against that truth, its error pooled over all values of all sequences of a case:
 
-- "float32" runs the same operations on the same float32 weights as transformers in float32 does; only the order of sums and the
-  last bit of exp, tanh and the like may differ. Rounding errors of two such runs are draws from one distribution, so their RMS
-  agree closely, their maxima (of more than 10,000 values) within a factor well below 2. Hence: RMS and maximum at most TWICE
-  those of transformers in float32.
-- "high" promises at least the accuracy of 16-bit floating point everywhere. Hence: RMS and maximum at most those of transformers in
-  bfloat16 (weights, activations and results of every layer rounded to bfloat16).
-- "fast" rounds the input of every linear layer to int8 with a scale per token: a step of absmax / 127. transformers in float64
-  with exactly that rounding in front of every linear layer (`int8_activations`) has the error which that causes, and nothing else.
-  Finer scales (per block) only lessen it. Hence: RMS at most TWICE, maximum at most three times that, the rest being the noise
-  between two draws.
+- "float32" runs the same operations on the same float32 weights as transformers in float32 does; only the order of sums
+  and the last bit of exp, tanh and the like may differ. The rounding errors of two such runs are draws from one
+  distribution: their RMS agree closely, their maxima (of more than 10,000 values) within a factor well below 2. Hence:
+  RMS and maximum at most TWICE those of transformers in float32.
+- "high" promises at least the accuracy of 16-bit floating point everywhere. Hence: RMS and maximum at most those of
+  transformers in bfloat16 (weights, activations and results of every layer rounded to bfloat16).
+- "fast" rounds the input of every linear layer to int8 with a scale per token: a step of absmax / 127. transformers in
+  float64 with exactly that rounding in front of every linear layer (`int8_activations`) has the error that this causes
+  and no other. Finer scales (per block) only lessen it. Hence: RMS at most TWICE, maximum at most three times that,
+  the rest being the noise between two draws.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,15 +40,16 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from oracle import gguf_files
+from oracle.rope import rope_frequencies
 
 Array = NDArray[np.float64]
 
 
-# ---- weights ----------------------------------------------------------------------------------------------------------------
+# ---- weights --------------------------------------------------------------------------------------------------------
 
 
 def folder_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder; 4-bit ones dequantised by bitsandbytes to float32 without any other rounding, [out, in]."""
+    """All tensors of a folder; 4-bit ones dequantised by bitsandbytes to float32 with no other rounding, [out, in]."""
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
@@ -57,7 +57,9 @@ def folder_weights(folder: Path) -> dict[str, torch.Tensor]:
     for name in [name for name in tensors if ".quant_state." in name]:
         weight = name.split(".quant_state.")[0]
         parts = {key: tensors.pop(key) for key in list(tensors) if key.startswith(weight + ".")}
-        state = bnb.QuantState.from_dict({key.removeprefix(weight + "."): part for key, part in parts.items()}, torch.device("cpu"))
+        state = bnb.QuantState.from_dict(
+            {key.removeprefix(weight + "."): part for key, part in parts.items()}, torch.device("cpu")
+        )
         state.dtype = torch.float32
         out[weight] = bnb.dequantize_4bit(tensors.pop(weight), state)
     return out | tensors
@@ -68,7 +70,7 @@ def is_linear(module: torch.nn.Module) -> bool:
 
 
 def load(path: Path, config: Any = None) -> Any:
-    """The plain float32 transformers model that a checkpoint means. A GGUF file does not hold all of a config: bring it."""
+    """The plain float32 transformers model that a checkpoint means. A GGUF file lacks parts of a config: bring it."""
     if path.suffix == ".gguf":
         assert config is not None
         weights = gguf_files.read_weights(gguf.GGUFReader(path), config)
@@ -81,12 +83,15 @@ def load(path: Path, config: Any = None) -> Any:
         config.dtype = torch.float32
         weights = folder_weights(path)
         if quantized:  # Conv1D layers become Linear4bit, [out, in]
-            weights = {key: value.T if gguf_files.is_conv1d(config.model_type, key) else value for key, value in weights.items()}
+            weights = {
+                key: value.T if gguf_files.is_conv1d(config.model_type, key) else value
+                for key, value in weights.items()
+            }
     return build(name, config, {key: value.float() for key, value in weights.items()})
 
 
 def build(name: str, config: Any, weights: dict[str, torch.Tensor]) -> Any:
-    """A model of transformers with these weights and no others (the pooler of an encoder and tied output layers apart)."""
+    """A model of transformers with these weights and no others (poolers of encoders and tied output layers apart)."""
     with no_init_weights():
         model = getattr(transformers, name)(config)
     missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -98,7 +103,7 @@ def build(name: str, config: Any, weights: dict[str, torch.Tensor]) -> Any:
 
 
 def _rounded(weight: torch.Tensor, format: str) -> torch.Tensor:
-    """[out, in] in a 4-bit or 16-bit format (bitsandbytes with double-quantised scales), or gguf's Q8_0, and back."""
+    """[out, in] in a 4-bit format (bitsandbytes, double-quantised scales), in 16 bits or in gguf's Q8_0, and back."""
     if format in ("nf4", "fp4"):
         codes, state = bnb.quantize_4bit(weight.contiguous(), blocksize=64, compress_statistics=True, quant_type=format)
         return bnb.dequantize_4bit(codes, state)
@@ -119,22 +124,7 @@ def round_linears(model: Any, format: str) -> Any:
     return model
 
 
-# ---- float64 ----------------------------------------------------------------------------------------------------------------
-
-
-def rope_frequencies(head_dim: int, rope: dict[str, Any]) -> torch.Tensor:
-    """Radians per position, float64 [head_dim / 2]. "linear" divides positions; "llama3" as in Meta's reference: long waves are
-    divided by `factor`, short ones kept, those between interpolated."""
-    plain = rope["rope_theta"] ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    if rope["rope_type"] == "default":
-        return plain
-    if rope["rope_type"] == "linear":
-        return plain / rope["factor"]
-    assert rope["rope_type"] == "llama3"
-    turns = rope["original_max_position_embeddings"] * plain / (2 * math.pi)
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    keep = ((turns - low) / (high - low)).clamp(0, 1)
-    return plain * (keep + (1 - keep) / rope["factor"])
+# ---- float64 --------------------------------------------------------------------------------------------------------
 
 
 class _Rope(torch.nn.Module):
@@ -190,7 +180,7 @@ def int8_activations(model: Any) -> Any:
             handle.remove()
 
 
-# ---- runs -------------------------------------------------------------------------------------------------------------------
+# ---- runs -----------------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -219,7 +209,9 @@ class Error:
         for value, true in zip(values, truth, strict=True):
             assert value.shape == true.shape, f"shape {value.shape}, expected {true.shape}"
             assert np.isfinite(value).all(), "not finite"
-        difference = np.concatenate([(value.astype(np.float64) - true).ravel() for value, true in zip(values, truth, strict=True)])
+        difference = np.concatenate(
+            [(value.astype(np.float64) - true).ravel() for value, true in zip(values, truth, strict=True)]
+        )
         return Error(float(np.sqrt(np.mean(difference**2))), float(np.abs(difference).max()))
 
     def at_most(self, other: Error, rms: float, maximum: float) -> bool:
