@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Rounding to NF4 while loading takes the mean of a layer's block scales as the offset of its double quantisation. The order
-# of that sum moves the offset by a unit in its last place, and now and then one of thousands of scale bytes by one step
-# (seen: 2 bytes, no code, in all layers of this model). That is a change of weights, not of arithmetic, so float32's rule
-# of rounding does not hold after it; it stays far within 16-bit floating point.
+# Rounding to NF4 while loading takes the mean of a layer's block scales as the offset of its double quantisation. The
+# order of that sum moves the offset by a unit in its last place, and now and then one of thousands of scale bytes by
+# one step (seen: 2 bytes, no code, in all layers of this model). That is a change of weights, not of arithmetic: the
+# rule for float32 does not hold after it, while the change stays far within 16-bit floating point.
 NF4_RULE = {"float32": "high", "high": "high", "fast": "fast"}
 
 SENTENCES = (Path(__file__).parents[1] / "data" / "sentences.txt").read_text().splitlines()
