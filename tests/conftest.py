@@ -28,7 +28,7 @@ DATA = Path(__file__).parent / "data"
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     """Tiny random checkpoints by name, made on demand."""
-    from oracle.builders import Zoo  # noqa: PLC0415
+    from oracle.builders import Zoo
 
     return Zoo(tmp_path_factory.mktemp("zoo"))
 
@@ -42,7 +42,7 @@ def page() -> str:
 @pytest.fixture(scope="session")
 def references(zoo: Zoo) -> References:
     """Float64 runs of those checkpoints, and the errors of lower precisions."""
-    from oracle.cases import References  # noqa: PLC0415
+    from oracle.cases import References
 
     return References(zoo)
 
@@ -50,7 +50,7 @@ def references(zoo: Zoo) -> References:
 @pytest.fixture(scope="session")
 def adapters(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Adapters:
     """PEFT folders by name, made on demand."""
-    from oracle.adapters import Adapters  # noqa: PLC0415
+    from oracle.adapters import Adapters
 
     return Adapters(zoo, tmp_path_factory.mktemp("adapters"))
 
@@ -58,7 +58,7 @@ def adapters(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Adapters:
 @pytest.fixture(scope="session")
 def engines(zoo: Zoo) -> Iterator[Engines]:
     """halfbyte's models of those checkpoints."""
-    from oracle.cases import Engines  # noqa: PLC0415
+    from oracle.cases import Engines
 
     engines = Engines(zoo)
     yield engines

@@ -77,7 +77,15 @@ std::string Loader::require(Name name, std::string_view suffix) const {
 
 bool Loader::contains(Name name) const { return !find(name, ".weight").empty(); }
 
-int64_t Loader::rows(Name name) const { return checkpoint_.shape(require(name, ".weight")).front(); }
+int64_t Loader::rows(Name name) const {
+    const std::string tensor = require(name, ".weight");
+    const std::vector<int64_t> shape = checkpoint_.shape(tensor);
+    if (shape.size() != 2) {
+        fail(ErrorCode::corrupt, checkpoint_.path().string(), ": tensor '", tensor, "' has ", shape.size(),
+             " dimensions, expected a matrix");
+    }
+    return shape[0];
+}
 
 void Loader::check_shape(const std::string& tensor, const Weight& weight, int64_t rows, int64_t cols) const {
     if (weight.rows == rows && weight.cols == cols) return;

@@ -64,7 +64,9 @@ class Ops:
     def description(self) -> str: ...
     def linear(self, x: NDArray[np.float32], weight: Weight, bias: NDArray[np.float32] | None) -> NDArray[np.float32]:
         """x [rows, in] -> [rows, out]. The weight is uploaded (repacked) on first use and the result kept with it."""
-    def linear_into(self, x: NDArray[np.float32], weights: Sequence[Weight], y: NDArray[np.float32], accumulate: bool) -> None:
+    def linear_into(
+        self, x: NDArray[np.float32], weights: Sequence[Weight], y: NDArray[np.float32], accumulate: bool
+    ) -> None:
         """Several weights of one input, side by side into the columns of y (or added to them), whose rows may be strided."""
     def attention(
         self,
@@ -80,17 +82,37 @@ class Ops:
     ) -> NDArray[np.float32]:
         """q [queries, heads, d], k and v [keys, kv_heads, d]; mask added to the scores, [1 or heads, queries, keys].
         cache "float16": keys and values are rounded as a model's cache holds them."""
-    def layer_norm(self, x: NDArray[np.float32], gamma: NDArray[np.float32], beta: NDArray[np.float32] | None, eps: float) -> NDArray[np.float32]: ...
+    def layer_norm(
+        self, x: NDArray[np.float32], gamma: NDArray[np.float32], beta: NDArray[np.float32] | None, eps: float
+    ) -> NDArray[np.float32]: ...
     def rms_norm(self, x: NDArray[np.float32], gamma: NDArray[np.float32], eps: float) -> NDArray[np.float32]: ...
     def activate(self, activation: str, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
-    def gated_activation(self, activation: str, gate: NDArray[np.float32], up: NDArray[np.float32]) -> NDArray[np.float32]: ...
-    def rope(self, x: NDArray[np.float32], head_dim: int, positions: NDArray[np.int32], frequencies: NDArray[np.float32], magnitude: float, interleaved: bool) -> NDArray[np.float32]: ...
+    def gated_activation(
+        self, activation: str, gate: NDArray[np.float32], up: NDArray[np.float32]
+    ) -> NDArray[np.float32]: ...
+    def rope(
+        self,
+        x: NDArray[np.float32],
+        head_dim: int,
+        positions: NDArray[np.int32],
+        frequencies: NDArray[np.float32],
+        magnitude: float,
+        interleaved: bool,
+    ) -> NDArray[np.float32]: ...
     def lora(
-        self, x: NDArray[np.float32], a: Sequence[NDArray[Any]], b: Sequence[NDArray[Any]], scales: Sequence[float], row_adapter: NDArray[np.int32] | None, y: NDArray[np.float32]
+        self,
+        x: NDArray[np.float32],
+        a: Sequence[NDArray[Any]],
+        b: Sequence[NDArray[Any]],
+        scales: Sequence[float],
+        row_adapter: NDArray[np.int32] | None,
+        y: NDArray[np.float32],
     ) -> NDArray[np.float32]:
         """y + scale * (x A^T) B^T per row. Arrays are float32, float16, or uint16 holding bfloat16."""
     def embed(self, table: Weight, ids: NDArray[np.int32]) -> NDArray[np.float32]: ...
-    def pool(self, x: NDArray[np.float32], lengths: Sequence[int], pooling: str, normalize: bool) -> NDArray[np.float32]:
+    def pool(
+        self, x: NDArray[np.float32], lengths: Sequence[int], pooling: str, normalize: bool
+    ) -> NDArray[np.float32]:
         """One row per sequence of consecutive rows; pooling: mean, cls, max, last."""
 
 class Checkpoint:
@@ -135,9 +157,7 @@ class Engine:
     def info(self) -> dict[str, Any]:
         """architecture, format, path, causal, has_logits, vocab_size, hidden_size, layers, max_positions, heads, kv_heads,
         head_dim, token_types, device, precision, load_seconds, weights: list of dict(name, storage, rows, cols, bytes)."""
-    def logits(
-        self, tokens: NDArray[np.int32], lengths: NDArray[np.int64], adapter: str | None
-    ) -> NDArray[np.float32]:
+    def logits(self, tokens: NDArray[np.int32], lengths: NDArray[np.int64], adapter: str | None) -> NDArray[np.float32]:
         """[total, vocab]"""
     def hidden_states(
         self,

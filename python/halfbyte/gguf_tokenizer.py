@@ -86,7 +86,7 @@ def load_gguf_tokenizer(checkpoint: Metadata, where: str) -> Tokenizer:
     if vocabulary.model not in builders:
         raise UnsupportedError(
             f"{where}: tokenizer.ggml.model {vocabulary.model!r} isn't supported (supported: {', '.join(builders)}); "
-            "token ids still work"
+            "token ids still work (generate_tokens, logits)"
         )
     try:
         backend, bos, eos = builders[vocabulary.model](vocabulary)
@@ -108,7 +108,8 @@ class _Vocabulary:
         self.model = self.text("tokenizer.ggml.model")
         if self.model is None:
             raise UnsupportedError(
-                f"{where}: the file holds no tokenizer (no tokenizer.ggml.model); token ids still work"
+                f"{where}: the file holds no tokenizer (no tokenizer.ggml.model); "
+                "token ids still work (generate_tokens, logits)"
             )
         tokens = checkpoint.metadata("tokenizer.ggml.tokens")
         if tokens is None:
@@ -222,7 +223,7 @@ def _byte_level_bpe(vocabulary: _Vocabulary) -> _Built:
     if name not in _PRE:
         raise UnsupportedError(
             f"{vocabulary.where}: tokenizer.ggml.pre {name!r}: how this tokenizer cuts text isn't known here "
-            f"(known: {', '.join(sorted(_PRE))}); token ids still work"
+            f"(known: {', '.join(sorted(_PRE))}); token ids still work (generate_tokens, logits)"
         )
     pre = _PRE[name]
     merges = vocabulary.merges()

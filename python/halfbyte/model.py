@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _core, pooling
 from .chat import Message, render
-from .errors import InvalidArgumentError, NotFoundError
+from .errors import InvalidArgumentError, NotFoundError, UnsupportedError
 from .gguf_tokenizer import load_gguf_tokenizer
 from .ops import Precision, thread_count
 from .tokenizer import Tokenizer, config_stop_ids, load_folder_tokenizer
@@ -401,8 +401,11 @@ class Model:
     def _stop_ids(self) -> tuple[int, ...]:
         try:
             return self.tokenizer.stop_ids
-        except NotFoundError:
-            return config_stop_ids(self._folder)
+        except (NotFoundError, UnsupportedError):  # ids in, ids out: no tokenizer is needed
+            if self._facts["format"] != "gguf":
+                return config_stop_ids(self._folder)
+            end = _core.Checkpoint(str(self._path)).metadata("tokenizer.ggml.eos_token_id")
+            return () if end is None else (int(end),)
 
     def _start(self, ids: NDArray[np.int32], options: GenerationOptions) -> _core.Generation:
         stop = options.get("stop", ())

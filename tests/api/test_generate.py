@@ -345,6 +345,21 @@ def test_without_a_tokenizer(tiny_llama: Path, tmp_path: Path) -> None:
                 call()
 
 
+def test_a_gguf_with_an_unknown_tokenizer(smollm2_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise UnsupportedError("martian")
+
+    with halfbyte.load(smollm2_path) as model:
+        ids = model.tokenizer.encode(model.render_chat([{"role": "user", "content": "Say hi."}]))
+        expected = model.generate_tokens(ids, max_tokens=40)
+        assert len(expected) < 40  # it ended by its end-of-sequence token
+    monkeypatch.setattr("halfbyte.model.load_gguf_tokenizer", refuse)
+    with halfbyte.load(smollm2_path) as model:
+        assert model.generate_tokens(ids, max_tokens=40) == expected
+        with pytest.raises(UnsupportedError, match="martian"):
+            model.generate(ids)
+
+
 def test_a_single_safetensors_file(tiny_llama: Path) -> None:
     with halfbyte.load(tiny_llama / "model.safetensors") as one, halfbyte.load(tiny_llama) as folder:
         assert one.generate("The", max_tokens=5) == folder.generate("The", max_tokens=5)

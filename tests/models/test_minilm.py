@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+# Rounding to NF4 while loading takes the mean of a layer's block scales as the offset of its double quantisation. The
+# order of that sum moves the offset by a unit in its last place, and now and then one of thousands of scale bytes by
+# one step (seen: 2 bytes, no code, in all layers of this model). That is a change of weights, not of arithmetic: the
+# rule for float32 does not hold after it, while the change stays far within 16-bit floating point.
+NF4_RULE = {"float32": "high", "high": "high", "fast": "fast"}
+
 SENTENCES = (Path(__file__).parents[1] / "data" / "sentences.txt").read_text().splitlines()
 
 
@@ -68,8 +74,8 @@ def test_hidden_states(
     mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
     values = models[quantize].hidden_states(padded, mask)
     rows = [values[i, : len(row)] for i, row in enumerate(ids)]
-    references[quantize].check(rows, precision)
-    if precision == "float32":
+    references[quantize].check(rows, NF4_RULE[precision] if quantize else precision)
+    if precision == "float32" and not quantize:
         assert reference.Error.of(rows, references[quantize].truth).max < 1e-5
 
 
@@ -84,7 +90,8 @@ def test_embeddings(
     error = np.abs(vectors - pooled(references[quantize].truth)).max()
     # Components of a unit vector of 384 are about 0.05; bfloat16 hidden states (2e-2 of theirs at most) average out
     # in the mean.
-    assert error < {"float32": 1e-6, "high": 1e-3, "fast": 1e-2}[precision], error
+    exact = 1e-4 if quantize else 1e-6  # NF4_RULE: two scale bytes make 4e-5
+    assert error < {"float32": exact, "high": 1e-3, "fast": 1e-2}[precision], error
     assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-6
 
     plain = models[quantize].encode(SENTENCES[:3], normalize=False, batch_size=2)
@@ -108,7 +115,7 @@ def test_nf4_against_float(
     )
     assert len(cosines) == 50
     assert 0.95 < expected.mean() < 0.995
-    assert np.abs(cosines - expected).max() < {"float32": 1e-6, "high": 5e-4, "fast": 1e-2}[precision]
+    assert np.abs(cosines - expected).max() < {"float32": 2e-5, "high": 5e-4, "fast": 1e-2}[precision]
 
 
 def test_a_long_text_is_cut(loaded: tuple[dict[str, Any], str], page: str) -> None:
