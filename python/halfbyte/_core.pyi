@@ -132,6 +132,34 @@ class Checkpoint:
         """GGUF: one value (numpy array for arrays of numbers, list of bytes for arrays of strings); None if absent."""
     def metadata_json(self) -> str: ...
 
+class Sampler:
+    """The sampler of a generation by itself, for tests. Defaults: greedy, every filter off."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        seed: int = 0,
+    ) -> None: ...
+    def observe_prompt(self, tokens: NDArray[np.int32]) -> None: ...
+    def sample(self, logits: NDArray[np.float32]) -> int: ...
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]: ...
+
+class TextStream:
+    """The text stream of a generation by itself, for tests."""
+
+    def __init__(self, stop: Sequence[str]) -> None: ...
+    def push(self, data: bytes) -> str: ...
+    def finish(self) -> str: ...
+    @property
+    def stopped(self) -> bool: ...
+
 class Generation:
     """One running generation; iterate or drop it."""
 
