@@ -11,10 +11,10 @@ namespace halfbyte::cpu {
 constexpr int kPanelRows = 16;
 /// Columns of one group of codes: 16 rows x 8 columns of 4 bits are one line of 64 bytes.
 constexpr int kGroupCols = 8;
-/// Largest integer that stands for an activation, and for a 4-bit level. A block of 64 products cannot overflow int32:
-/// 64 * 4095 * 8191 = 2,146,697,280 < 2^31 = 2,147,483,648.
-constexpr int kActivationMax = 4095;
-constexpr int kLevelMax = 8191;
+/// Largest integer that stands for an activation, and for a 4-bit level in blocks of 32 or 64. The products of a block cannot
+/// overflow int32: 32 * 8191 * 8191 = 2,146,959,392 and 64 * 4095 * 8191 = 2,146,697,280, both < 2^31 = 2,147,483,648.
+constexpr int kActivationMax = 8191;
+constexpr int level_max(int64_t block) { return block == 64 ? 4095 : 8191; }
 /// Scales of activations are stored times 2^-23 and scales of rows times 2^23, so that sums of integers up to 2^31 times
 /// integer scales up to 2^15 neither overflow nor vanish for activations between 1e-27 and 1e35.
 constexpr float kScaleShift = 0x1p-23f;
@@ -29,7 +29,7 @@ struct Panels {
     const float* row_scale = nullptr;  ///< [panels * 16]
     /// [panels * 16] row_offset / row_scale, so that one accumulator serves both; null without offsets
     const float* row_offset_ratio = nullptr;
-    const int16_t* table = nullptr;  ///< [16] levels, |level| <= kLevelMax; null: levels are int8
+    const int16_t* table = nullptr;  ///< [16] levels, |level| <= level_max(block); null: levels are int8
     int64_t rows = 0, cols = 0;
     int64_t block = 0;  ///< 32 or 64; cols is a multiple
 };

@@ -65,7 +65,7 @@ def test_error_against_float64(make_ops, rng, fmt, precision):
             # At most twice the error of torch in the same precision; 2^-25 is half a unit of the result's own rounding.
             assert error <= 2 * relative(reference, exact) + 2**-25, (m, k, n)
         else:
-            # Integers of 13 bits over a normal distribution: 1.9e-4 of the activations, 4e-5 of the levels.
+            # Integers over a normal distribution: 1e-4 of the activations, 1.1e-4 of NF4 levels.
             assert error <= (3e-4 if precision == "high" else 1e-2), (m, k, n)
             assert precision == "fast" or error < 0.5 * relative(exact_product(bf16(x), weight, bias), exact)
         errors.append(error)
@@ -74,9 +74,9 @@ def test_error_against_float64(make_ops, rng, fmt, precision):
 
 @pytest.mark.parametrize("fmt", ["nf4", "int8", "q4_1"])
 def test_activations_that_are_hard_to_round(make_ops, rng, fmt):
-    """Outliers and ranges: no worse than rounding the activations to bf16, or than 5e-4.
+    """Outliers and ranges: no worse than 3e-4 over all outputs, and in no row worse than 4e-4 or rounding to bf16.
 
-    A row gets a second term beyond 5e-4 (root of the mean square over its activations); 48 outputs are a sample of
+    A row gets a second term beyond 2.5e-4 (root of the mean square over its activations); 48 outputs are a sample of
     that, 40 % is four times its standard deviation.
     """
     ops = make_ops()
@@ -100,10 +100,9 @@ def test_activations_that_are_hard_to_round(make_ops, rng, fmt):
         for row in range(len(x)):
             rounded = exact_product(bf16(x[row : row + 1]), weight)
             assert relative(found[row : row + 1], exact[row : row + 1]) <= max(
-                7e-4, relative(rounded, exact[row : row + 1])
+                4e-4, relative(rounded, exact[row : row + 1])
             ), name
-        if name in ("small", "large", "gated", "mean of one"):
-            assert relative(found, exact) <= 3e-4, name
+        assert relative(found, exact) <= 3e-4, name
 
 
 def test_weights_beyond_the_range_of_float16(ops, rng):

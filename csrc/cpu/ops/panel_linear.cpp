@@ -96,18 +96,20 @@ void tile(const Panels& w, const QuantizedRows& x, int64_t panel, const int16_t*
     for (int64_t b = b0; b < b1; b++, piece += w.block * kPanelRows) {
         I16 sum[kRows];
         dot_block<kRows>(piece, w.block, x.values + r0 * x.stride + b * w.block, x.stride, sum);
-        const F16 scale = load_i16x16(w.scales + (panel * blocks + b) * kPanelRows);
-        for (int r = 0; r < kRows; r++) {
-            float* a = acc + r * kPanelRows;
-            store16(a, fma(to_float(sum[r]), mul(scale, set(x.scales[(r0 + r) * x.blocks + b])), load16(a)));
-        }
-        if (w.offsets != nullptr) {
-            const F16 offset = mul(load_i16x16(w.offsets + (panel * blocks + b) * kPanelRows),
-                                   load16(w.row_offset_ratio + panel * kPanelRows));
+        const int64_t at = (panel * blocks + b) * kPanelRows;
+        const F16 scale = load_i16x16(w.scales + at);
+        if (w.offsets == nullptr) {
             for (int r = 0; r < kRows; r++) {
                 float* a = acc + r * kPanelRows;
-                store16(a, fma(offset, set(x.sums[(r0 + r) * x.blocks + b]), load16(a)));
+                store16(a, fma(to_float(sum[r]), mul(scale, set(x.scales[(r0 + r) * x.blocks + b])), load16(a)));
             }
+            continue;
+        }
+        const F16 offset = mul(load_i16x16(w.offsets + at), load16(w.row_offset_ratio + panel * kPanelRows));
+        for (int r = 0; r < kRows; r++) {
+            float* a = acc + r * kPanelRows;
+            const F16 onto = fma(offset, set(x.sums[(r0 + r) * x.blocks + b]), load16(a));
+            store16(a, fma(to_float(sum[r]), mul(scale, set(x.scales[(r0 + r) * x.blocks + b])), onto));
         }
     }
 }

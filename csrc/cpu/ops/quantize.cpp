@@ -1,4 +1,4 @@
-// Activations as 13-bit integers with a scale per block: 2e-4 of relative error where they are spread like a normal
+// Activations as 14-bit integers with a scale per block: 1e-4 of relative error where they are spread like a normal
 // distribution (a bf16 has 1.6e-3), and a second term for rows whose outliers would cost more (cpu_device.cpp decides).
 #include "cpu/ops/ops.h"
 
@@ -20,7 +20,7 @@ void quantize_row(const float* x, int64_t cols, int64_t block, int16_t* values, 
             scales[b] = sums[b] = bad;
             continue;
         }
-        // Where 4095 / peak would overflow, everything is moved up by 2^60 first.
+        // Where 8191 / peak would overflow, everything is moved up by 2^60 first.
         const float up = peak < 0x1p-60f ? 0x1p60f : 1.0f;
         const float inverse = float(kActivationMax) / (peak * up), scale = peak / float(kActivationMax);
         F sum = zero(), error = zero(), square = zero();
