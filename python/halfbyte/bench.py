@@ -23,10 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte import _core
+from . import _core
+from .cli_options import PRECISIONS, positive
+from .demo import demo_model
+from .errors import InternalError, InvalidArgumentError
 
 TASKS = ("decode", "prefill", "encode")
-PRECISIONS = ("high", "fast", "float32")
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", help="folder or file; without it the demo model")
     add("--task", choices=TASKS, help="default: decode and prefill for a decoder, encode for an encoder")
     add("--threads", type=_counts, metavar="N[,N...]", help="default: one per core")
-    add("--prompt-tokens", type=_count, default=128, metavar="N", help="of a prompt or sentence (%(default)s)")
-    add("--decode-tokens", type=_count, default=64, metavar="N", help="timed one by one (%(default)s)")
-    add("--batch", type=_count, default=8, metavar="N", help="sentences at once, for encode (%(default)s)")
-    add("--repeats", type=_count, default=5, metavar="N", help="runs, of which the median counts (%(default)s)")
+    add("--prompt-tokens", type=positive, default=128, metavar="N", help="of a prompt or sentence (%(default)s)")
+    add("--decode-tokens", type=positive, default=64, metavar="N", help="timed one by one (%(default)s)")
+    add("--batch", type=positive, default=8, metavar="N", help="sentences at once, for encode (%(default)s)")
+    add("--repeats", type=positive, default=5, metavar="N", help="runs, of which the median counts (%(default)s)")
     add("--precision", choices=PRECISIONS, default="high", help="default: %(default)s")
     add("--quantize", default="", metavar="FORMAT", help="round while loading: nf4, fp4, int8, bf16 or f16")
     add("--adapter", metavar="PATH", help="a PEFT folder, applied unmerged")
@@ -88,13 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print rows as they are ready, and return the exit code. Errors of loading and running are raised."""
-    path = args.model
-    if path is None:
-        from halfbyte.demo import demo_model  # noqa: PLC0415  (only a run without a model needs it)
-
-        path = str(demo_model())
     rows = measure(
-        path,
+        str(demo_model()) if args.model is None else args.model,
         task=args.task,
         threads=args.threads or [_core.available_cores()],
         prompt_tokens=args.prompt_tokens,
@@ -213,7 +210,7 @@ def _trial(
                 pass
         seconds = time.perf_counter() - start
         if len(generation.tokens) != after_prompt + 1:
-            raise _core.InternalError(f"bench: {after_prompt + 1} tokens expected, {len(generation.tokens)} generated")
+            raise InternalError(f"bench: {after_prompt + 1} tokens expected, {len(generation.tokens)} generated")
         return seconds
 
     if task == "prefill":
@@ -231,12 +228,12 @@ def _tokens(info: dict[str, Any], count: int) -> NDArray[np.int32]:
 def _check(info: dict[str, Any], tasks: Sequence[str], prompt_tokens: int, decode_tokens: int) -> None:
     for task in tasks:
         if task != "encode" and not info["causal"]:
-            raise _core.InvalidArgumentError(
+            raise InvalidArgumentError(
                 f"bench: {task} needs a decoder, and {info['architecture']} is an encoder: use --task encode"
             )
         needed = prompt_tokens + (decode_tokens if task == "decode" else 0)
         if needed > info["max_positions"] > 0:
-            raise _core.InvalidArgumentError(
+            raise InvalidArgumentError(
                 f"bench: {task} needs {needed} positions and the model has {info['max_positions']}: "
                 "lower --prompt-tokens or --decode-tokens"
             )
@@ -347,12 +344,5 @@ def _note(text: str) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
 def _counts(text: str) -> list[int]:
-    return [_count(part) for part in text.split(",")]
+    return [positive(part) for part in text.split(",")]
