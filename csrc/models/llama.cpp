@@ -93,7 +93,6 @@ Llama::Llama(Loader& loader) {
     activation_ = activation_named(config.text({"hidden_act", ""}, "silu"), config);
     const bool attention_bias = config.flag({"attention_bias", ""}, false), mlp_bias = config.flag({"mlp_bias", ""}, false);
 
-    rope_ = rope_from_config(config, head_dim, 10000.0, loader.vector({"", "rope_freqs"}, head_dim / 2));
     tokens_ = loader.embedding({"model.embed_tokens", "token_embd"}, info_.vocab_size, hidden);
 
     Loader::LinearOptions rotary{.bias_required = attention_bias};
@@ -114,6 +113,8 @@ Llama::Llama(Loader& loader) {
         layer.down = loader.linear({"mlp.down_proj", "ffn_down"}, intermediate, hidden, mlp);
     }
     loader.at_root();
+    // After the layers, whose shapes have confirmed head_dim.
+    rope_ = rope_from_config(config, head_dim, 10000.0, loader.vector({"", "rope_freqs"}, head_dim / 2));
     norm_ = loader.rms_norm({"model.norm", "output_norm"}, hidden, eps);
     info_.has_logits = loader.output_layer({"lm_head", "output"}, {"model.embed_tokens", "token_embd"}, hidden,
                                            info_.vocab_size, TiedByDefault::no, output_);
