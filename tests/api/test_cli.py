@@ -260,8 +260,8 @@ def test_chat_in_a_terminal(smollm2_path: Path) -> None:
             process.send_signal(signal.SIGINT)  # what Ctrl-C sends
             terminal.expect(b"[stopped]")
             terminal.expect(b"> ")
-            # At the prompt it tells how to leave. readline misses a signal that comes between its prompt and its first wait
-            # for a key; nobody types that fast, and pressing again helps.
+            # At the prompt it tells how to leave. readline misses a signal that comes between its prompt and its first
+            # wait for a key; nobody types that fast, and pressing again helps.
             for _ in range(30):
                 process.send_signal(signal.SIGINT)
                 if terminal.comes(b"/exit", seconds=2):
