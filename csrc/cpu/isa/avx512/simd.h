@@ -1,7 +1,7 @@
 // The SIMD vocabulary on AVX-512 F, BW, VL, DQ and VNNI. What each name means is told in isa/scalar/simd.h.
 #pragma once
 
-#ifndef HALFBYTE_EMULATED  // tests/kernels/emulation brings its own definitions of the same names
+#ifndef HALFBYTE_EMULATED                     // tests/kernels/emulation brings its own definitions of the same names
 #if defined(__GNUC__) && !defined(__clang__)  // g++ 12 warns about its own header: _mm512_undefined_ps() (bug 105593)
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"

@@ -151,7 +151,7 @@ inline __m512i _mm512_cvtps_epi32(__m512 a) {
 inline __m512 _mm512_cvtph_ps(__m256i a) {
     return each([=](int i) {
         const int half = uint16_t(a.v[i]), exponent = half >> 10 & 31, fraction = half & 1023;
-        const float magnitude = exponent == 31 ? (fraction != 0 ? NAN : HUGE_VALF)
+        const float magnitude = exponent == 31  ? (fraction != 0 ? NAN : HUGE_VALF)
                                 : exponent == 0 ? ldexpf(float(fraction), -24)
                                                 : ldexpf(float(1024 + fraction), exponent - 25);
         return (half & 0x8000) != 0 ? -magnitude : magnitude;

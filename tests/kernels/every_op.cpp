@@ -1,0 +1,190 @@
+// Runs every op of the CPU device at odd sizes. Inputs are exactly as long as they must be (the address sanitizer sees a read
+// behind them); outputs lie between guards, in rows with a gap, and whatever is not theirs must be untouched. Values are checked
+// by the Python tests beside this file.
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+#include "device/device.h"
+#include "device/isa.h"
+#include "storage/encode.h"
+#include "storage/storage.h"
+
+using namespace halfbyte;
+
+namespace {
+
+std::mt19937 generator(1);
+int failures = 0;
+
+/// Exactly n floats.
+std::unique_ptr<float[]> random_floats(int64_t n) {
+    std::normal_distribution<float> normal;
+    auto values = std::make_unique<float[]>(size_t(n));
+    for (int64_t i = 0; i < n; i++) values[size_t(i)] = normal(generator);
+    return values;
+}
+
+/// A [rows, cols] tensor with a gap behind every row and guards on both sides.
+class Guarded {
+public:
+    Guarded(int64_t rows, int64_t cols)
+        : rows_(rows), cols_(cols), stride_(cols + 5), memory_(size_t(rows * stride_ + 2 * kGuard), kMark) {}
+    Tensor tensor() { return {memory_.data() + kGuard, rows_, cols_, stride_}; }
+    /// Says `what` and counts a failure if anything around the tensor changed.
+    void check(const char* what) const {
+        for (int64_t i = 0; i < int64_t(memory_.size()); i++) {
+            const int64_t at = i - kGuard, row = at / stride_;
+            const bool inside = at >= 0 && row < rows_ && at % stride_ < cols_;
+            if (inside || memory_[size_t(i)] == kMark) continue;
+            std::printf("%s [%lld, %lld]: wrote at row %lld, column %lld\n", what, (long long)rows_, (long long)cols_,
+                        (long long)row, (long long)(at % stride_));
+            failures++;
+            return;
+        }
+    }
+
+private:
+    static constexpr int64_t kGuard = 64;
+    static constexpr float kMark = -12345.5f;
+    int64_t rows_, cols_, stride_;
+    std::vector<float> memory_;
+};
+
+void linear_and_embed(Device& device, int64_t m, int64_t k, int64_t n) {
+    const auto x = random_floats(m * k), source = random_floats(n * k), bias = random_floats(n);
+    for (const char* format : {"nf4", "fp4", "int8", "f32", "f16", "bf16"}) {
+        EncodeOptions options;
+        options.format = format;
+        options.block_size = k % 64 == 0 ? 64 : 32;
+        if (options.format == "int8" && k % 32 != 0) continue;
+        const Weight weight = encode(source.get(), n, k, options, device.host_pool());
+        const Weight uploaded = device.upload(weight);
+        for (const bool accumulate : {false, true}) {
+            Guarded y(m, n), rows(m, k);
+            const LinearPart part{&uploaded, bias.get(), y.tensor(), accumulate};
+            device.linear(Tensor(x.get(), m, k), {&part, 1});
+            y.check(format);
+            const std::vector<int32_t> ids(size_t(m), int32_t(n - 1));
+            device.embed(device.upload_table(weight), ids, rows.tensor(), accumulate);
+            rows.check("embed");
+        }
+        // The layout of the device is a storage like any other. Values are at most about 5, their integers within 3e-4 of that.
+        std::vector<float> there(static_cast<size_t>(k)), here(static_cast<size_t>(k));
+        for (int64_t row = 0; row < n; row++) {
+            uploaded.storage->decode_row(uploaded, row, there.data());
+            weight.storage->decode_row(weight, row, here.data());
+            for (size_t i = 0; i < here.size(); i++) {
+                if (std::abs(there[i] - here[i]) <= 3e-3f) continue;
+                std::printf("%s: row %lld, column %zu is %g, uploaded %g\n", format, (long long)row, i, double(here[i]),
+                            double(there[i]));
+                failures++;
+                return;
+            }
+        }
+    }
+}
+
+void rowwise(Device& device, int64_t m, int64_t k) {
+    const auto x = random_floats(m * k), gamma = random_floats(k), beta = random_floats(k);
+    const Tensor in(x.get(), m, k);
+    Guarded out(m, k);
+    device.layer_norm(in, gamma.get(), beta.get(), 1e-5f, out.tensor());
+    out.check("layer_norm");
+    device.rms_norm(in, gamma.get(), 1e-5f, out.tensor());
+    out.check("rms_norm");
+    for (int activation = 0; activation < 6; activation++) {
+        device.activate(Activation(activation), out.tensor());
+        device.gated_activation(Activation(activation), out.tensor(), in);
+        out.check("activate");
+    }
+    device.add(out.tensor(), in);
+    out.check("add");
+    const std::vector<int32_t> rows(size_t(m), int32_t(m - 1));
+    device.gather_rows(in, rows, out.tensor());
+    out.check("gather_rows");
+    const std::vector<Sequence> sequences{{0, m / 2, 0, m / 2}, {m / 2, m - m / 2, 0, m - m / 2}};
+    for (const Pooling pooling : {Pooling::mean, Pooling::cls, Pooling::max, Pooling::last}) {
+        Guarded pooled(2, k);
+        device.pool(in, sequences, pooling, true, pooled.tensor());
+        pooled.check("pool");
+    }
+    for (const RopeStyle style : {RopeStyle::half, RopeStyle::interleaved}) {
+        Guarded heads(m, 3 * k);
+        const std::vector<int32_t> positions(size_t(m), 5);
+        const std::vector<float> frequencies(size_t(k / 2), 0.1f);
+        device.rope(heads.tensor(), k, positions, frequencies, 1.0f, style);
+        heads.check("rope");
+    }
+}
+
+void adapters(Device& device, int64_t m, int64_t k, int64_t n) {
+    const auto x = random_floats(m * k), a = random_floats(5 * k), b = random_floats(n * 5);
+    const auto half_a = std::make_unique<uint16_t[]>(size_t(2 * k)), half_b = std::make_unique<uint16_t[]>(size_t(2 * n));
+    const std::vector<LoraFactors> factors{{a.get(), b.get(), DType::f32, DType::f32, 5, 1.0f},
+                                           {half_a.get(), half_b.get(), DType::f16, DType::bf16, 2, 0.5f}};
+    std::vector<int32_t> rows(static_cast<size_t>(m));
+    for (int32_t& row : rows) row = int32_t(generator() % 3) - 1;
+    Guarded y(m, n);
+    device.lora(Tensor(x.get(), m, k), factors, rows.data(), y.tensor());
+    device.lora(Tensor(x.get(), m, k), factors, nullptr, y.tensor());
+    y.check("lora");
+}
+
+void attention(Device& device, int64_t m, int64_t dim) {
+    const int64_t keys = m + 3;
+    for (const DType dtype : {DType::f32, DType::f16})
+        for (const int64_t heads : {2, 6}) {
+            const auto q = random_floats(m * heads * dim), kv = random_floats(keys * 2 * dim),
+                       bias = random_floats(heads * m * keys);
+            const size_t bytes = size_t(keys * 2 * dim) * size_of(dtype);
+            const auto k = std::make_unique<char[]>(bytes), v = std::make_unique<char[]>(bytes);
+            const KvView k_view{k.get(), dtype, 2 * dim}, v_view{v.get(), dtype, 2 * dim};
+            const Sequence stored{0, keys, 0, keys}, sequence{0, m, 0, keys};
+            device.store_kv(Tensor(kv.get(), keys, 2 * dim), {&stored, 1}, k_view);
+            device.store_kv(Tensor(kv.get(), keys, 2 * dim), {&stored, 1}, v_view);
+            for (int variant = 0; variant < 3; variant++) {
+                AttentionParams params;
+                params.heads = heads, params.kv_heads = 2, params.head_dim = dim, params.scale = 0.1f, params.causal = true;
+                params.window = variant == 1 ? 2 : 0;
+                params.bias = variant == 2 ? bias.get() : nullptr;
+                params.bias_head_stride = m * keys;
+                Guarded out(m, heads * dim);
+                device.attention(Tensor(q.get(), m, heads * dim), k_view, v_view, {&sequence, 1}, params, out.tensor());
+                out.check("attention");
+            }
+        }
+}
+
+}  // namespace
+
+int main() {
+    std::vector<std::string> names = instruction_sets();
+    names.emplace_back("avx512_emulated");
+    for (const std::string& name : names)
+        for (const Precision precision : {Precision::high, Precision::float32}) {
+            setenv("HALFBYTE_ISA", name.c_str(), 1);
+            std::shared_ptr<Device> device;
+            try {
+                device = make_device("cpu", {precision == Precision::high ? 3 : 1, precision});
+            } catch (const Error&) {
+                if (name != "avx512_emulated") throw;
+                continue;  // a build without HALFBYTE_EMULATED_ISA
+            }
+            std::printf("%s\n", device->description().c_str());
+            for (const int64_t m : {1, 2, 7, 13, 100}) {
+                for (const int64_t k : {1, 17, 32, 96, 192, 576}) {
+                    for (const int64_t n : {1, 15, 33}) linear_and_embed(*device, m, k, n);
+                    rowwise(*device, m, k);
+                    adapters(*device, m, k, 33);
+                }
+                for (const int64_t dim : {2, 20, 64, 80}) attention(*device, m, dim);
+            }
+        }
+    std::printf("%d failures\n", failures);
+    return failures == 0 ? 0 : 1;
+}
