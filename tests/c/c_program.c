@@ -171,7 +171,7 @@ static void test_long_prompt(const hb_model* model) {
     OK(hb_generation_finish_reason(generation, &reason));
     CHECK(strcmp(reason, "length") == 0);
     CHECK(count == POSITIONS - LONG + 1); /* the last one needs no position of its own */
-    CHECK(steps == count + 2); /* the prompt took three steps, the last of which gave a token */
+    CHECK(steps == count + 2);            /* the prompt took three steps, the last of which gave a token */
     struct collected out = {.count = 0};
     out.count = count - 1;
     memcpy(out.tokens, tokens, out.count * sizeof(int32_t));
