@@ -18,7 +18,7 @@ namespace halfbyte {
 
 enum class Precision {
     high,     ///< Default. At least as accurate as 16-bit floating point everywhere.
-    fast,     ///< int8 activations in linear layers.
+    fast,     ///< Linear layers may round activations to int8 where that is quicker; a device may run `high` instead.
     float32,  ///< The reference: float32 activations on decoded rows, float32 cache.
 };
 

@@ -26,7 +26,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="high",
         choices=PRECISIONS,
-        help="high: better than 16-bit floats; fast: 8-bit activations; float32: the reference (default: %(default)s)",
+        help="high: better than 16-bit floats; fast: may use 8-bit activations; float32: the reference "
+        "(default: %(default)s)",
     )
     add("--adapter", metavar="FOLDER", help="apply a PEFT LoRA adapter, unmerged")
 

@@ -44,8 +44,9 @@ def load(
         quantize: round the linear layers while loading: "nf4", "fp4", "int8", "bf16" or "f16". None: as they are.
         device: "cpu", "cuda" or "auto".
         threads: None: one per available core.
-        precision: "high": at least as accurate as 16-bit floating point everywhere; "fast": int8
-            activations; "float32": the reference, float32 activations on decoded weights.
+        precision: "high": at least as accurate as 16-bit floating point everywhere; "fast": may
+            round activations to int8 where that is quicker; "float32": the reference, float32 activations on decoded
+            weights.
         progress: called with 0..1 while loading, from this thread; an exception in it stops the loading.
 
     Raises:

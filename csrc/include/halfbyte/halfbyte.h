@@ -70,7 +70,7 @@ HB_API void hb_options_free(hb_options* options) HB_NOEXCEPT;
 HB_API int hb_options_set_device(hb_options* options, const char* device) HB_NOEXCEPT;
 /* 0, the default: one thread per core that the process may use */
 HB_API int hb_options_set_threads(hb_options* options, int threads) HB_NOEXCEPT;
-/* "high" (the default: at least as accurate as 16-bit floats), "fast" (int8 activations) or "float32" (the reference) */
+/* "high" (the default: at least as accurate as 16-bit floats), "fast" (may use int8 activations) or "float32" (the reference) */
 HB_API int hb_options_set_precision(hb_options* options, const char* precision) HB_NOEXCEPT;
 /* "" (the default: the values of the file), or the format to which float weights are rounded: "nf4", "fp4", "int8", "bf16",
  * "f16" */
