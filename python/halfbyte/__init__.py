@@ -18,8 +18,9 @@ from .errors import (
     OutOfMemoryError,
     UnsupportedError,
 )
-from .model import Model, Stream, load
+from .model import Model, load
 from .ops import devices
+from .stream import Stream
 from .tokenizer import Tokenizer
 
 __all__ = [

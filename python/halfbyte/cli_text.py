@@ -9,7 +9,8 @@ import time
 
 from .cli_options import adapter_name, add_model_arguments, describe, load_model, positive, read_text_argument
 from .errors import InvalidArgumentError
-from .model import GenerationOptions, Model, Stream
+from .model import Model
+from .stream import GenerationOptions, Stream
 from .terminal import note
 
 _CHAT_HELP = "/reset begins a new conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"

@@ -90,7 +90,7 @@ def load_gguf_tokenizer(checkpoint: Metadata, where: str) -> Tokenizer:
         )
     try:
         backend, bos, eos = builders[vocabulary.model](vocabulary)
-    except (CorruptFileError, UnsupportedError):
+    except (CorruptFileError, UnsupportedError, ImportError):
         raise
     except Exception as error:  # the tokenizers package raises plain Exception
         raise CorruptFileError(f"{where}: the tokenizer's vocabulary and merges don't fit together: {error}") from None

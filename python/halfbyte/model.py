@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,13 +17,14 @@ from .chat import Message, render
 from .errors import InvalidArgumentError, NotFoundError, UnsupportedError
 from .gguf_tokenizer import load_gguf_tokenizer
 from .ops import Precision, thread_count
+from .packing import TokenLists, pack, token_ids, unpack, whole
+from .stream import GenerationOptions, Stream, token_iterator
 from .tokenizer import Tokenizer, config_stop_ids, load_folder_tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
-TokenLists = Sequence[Sequence[int]] | NDArray[np.integer[Any]]
 Progress = Callable[[float], None]
 
 
@@ -68,84 +69,6 @@ def load(
         raise NotFoundError(f"{path}: no such file or folder{hint}")
     engine = _core.Engine.load(str(location), device, thread_count(threads), precision, quantize or "", progress)
     return Model(engine, location)
-
-
-class GenerationOptions(TypedDict, total=False):
-    """The keywords of :meth:`Model.generate`, :meth:`Model.chat` and :meth:`Model.generate_tokens`."""
-
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    seed: int | None
-    stop: str | Sequence[str]
-    adapter: str | None
-
-
-class Stream(Iterator[str]):
-    """The text of a running generation, piece by piece; whole characters only. Leave it whenever you like.
-
-    ``close()``, the end of a ``with`` block, or dropping the object ends the work and frees its cache.
-    """
-
-    def __init__(self, generation: _core.Generation) -> None:
-        self._generation: _core.Generation | None = generation
-        self._tokens: list[int] = []
-        self._finish_reason = ""
-
-    def __iter__(self) -> Stream:
-        return self
-
-    def __next__(self) -> str:
-        # Each step is short (one token, or a chunk of the prompt), so that Ctrl-C is met between two of them.
-        try:
-            while self._generation is not None:
-                generation = self._generation
-                running = generation.step()
-                piece = generation.piece
-                if not running:
-                    self.close()
-                if piece:
-                    return piece
-        except BaseException:
-            self.close()
-            raise
-        raise StopIteration
-
-    @property
-    def tokens(self) -> list[int]:
-        """Token ids generated so far, without the one that ended the text."""
-        return self._tokens if self._generation is None else self._generation.tokens
-
-    @property
-    def finish_reason(self) -> str:
-        """Why it ended: "stop" (end-of-sequence token or stop string), "length", or "" (running, or abandoned)."""
-        return self._finish_reason if self._generation is None else self._generation.finish_reason
-
-    def close(self) -> None:
-        """End the generation; no more text comes."""
-        if self._generation is not None:
-            self._tokens, self._finish_reason = self._generation.tokens, self._generation.finish_reason
-            self._generation = None
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class _Packed(NamedTuple):
-    """Sequences one behind the other."""
-
-    tokens: NDArray[np.int32]  # [total]
-    lengths: NDArray[np.int64]  # [sequences]
 
 
 class Model:
@@ -379,7 +302,7 @@ class Model:
             self._use_vocabulary()
         generation = self._start(self._prompt_ids(prompt), options)
         if stream:
-            return _token_iterator(generation)
+            return token_iterator(generation)
         while generation.step():
             pass
         return generation.tokens
@@ -394,7 +317,7 @@ class Model:
                 self._vocabulary_set = True
 
     def _prompt_ids(self, prompt: Prompt) -> NDArray[np.int32]:
-        ids = _token_ids("generate: prompt", self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        ids = token_ids("generate: prompt", self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         if ids.size == 0:
             raise InvalidArgumentError("generate: the prompt is empty: there is no token to continue")
         return ids
@@ -416,9 +339,9 @@ class Model:
         seed = options.get("seed")
         return self._engine.generate(
             ids,
-            _whole("max_tokens", options.get("max_tokens", 256)),
+            whole("max_tokens", options.get("max_tokens", 256)),
             options.get("temperature", 0.0),
-            _whole("top_k", options.get("top_k", 0)),
+            whole("top_k", options.get("top_k", 0)),
             options.get("top_p", 1.0),
             options.get("min_p", 0.0),
             options.get("repetition_penalty", 1.0),
@@ -437,9 +360,9 @@ class Model:
 
         The lists may differ in length: rows past the end of a shorter one are zeros. No special tokens are added.
         """
-        packed = _pack("logits: token_lists", token_lists)
+        packed = pack("logits: token_lists", token_lists)
         rows = self._engine.logits(packed.tokens, packed.lengths, adapter)
-        return _unpack(rows, packed.lengths)
+        return unpack(rows, packed.lengths)
 
     def hidden_states(
         self,
@@ -458,14 +381,14 @@ class Model:
             adapter: name given to :meth:`load_adapter`; None: the model alone.
 
         """
-        packed = _pack("hidden_states: token_ids", token_ids)
-        types = None if token_type_ids is None else _pack("hidden_states: token_type_ids", token_type_ids)
+        packed = pack("hidden_states: token_ids", token_ids)
+        types = None if token_type_ids is None else pack("hidden_states: token_type_ids", token_type_ids)
         if types is not None and not np.array_equal(types.lengths, packed.lengths):
             raise InvalidArgumentError("hidden_states: token_type_ids must have the shape of token_ids")
         type_ids = None if types is None else types.tokens
         if attention_mask is None:
             rows = self._engine.hidden_states(packed.tokens, packed.lengths, None, type_ids, adapter)
-            return _unpack(rows, packed.lengths)
+            return unpack(rows, packed.lengths)
         mask = np.asarray(attention_mask)
         batch, longest = len(packed.lengths), int(packed.lengths.max(initial=0))
         if mask.shape != (batch, longest) or np.any(packed.lengths != longest):
@@ -513,7 +436,7 @@ class Model:
         config = self.sentence_config
         mode = config.pooling if pooling is None else pooling
         unit = config.normalize if normalize is None else bool(normalize)
-        if _whole("batch_size", batch_size) < 1:
+        if whole("batch_size", batch_size) < 1:
             raise InvalidArgumentError(f"encode: batch_size must be positive, got {batch_size}")
         if isinstance(sentences, str):
             return self.encode([sentences], normalize, pooling, batch_size, adapter, progress)[0]  # type: ignore[no-any-return]
@@ -524,7 +447,7 @@ class Model:
         )  # the longest first: memory is known early
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            packed = _pack("encode", [ids[i] for i in rows])
+            packed = pack("encode", [ids[i] for i in rows])
             out[rows] = self._engine.embed(packed.tokens, packed.lengths, None, mode, unit, adapter)
             if progress is not None:
                 progress(min(1.0, (start + len(rows)) / len(order)))
@@ -562,55 +485,3 @@ class Model:
     def adapters(self) -> list[str]:
         """Names of the adapters loaded."""
         return self._engine.adapter_names()
-
-
-def _token_iterator(generation: _core.Generation) -> Iterator[int]:
-    seen, running = 0, True
-    while running:
-        running = generation.step()
-        tokens = generation.tokens
-        yield from tokens[seen:]
-        seen = len(tokens)
-
-
-def _whole(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise InvalidArgumentError(f"{name}: expected an integer, got {value!r}")
-    return int(value)
-
-
-def _token_ids(where: str, values: ArrayLike) -> NDArray[np.int32]:
-    """Checked token ids [n]."""
-    try:
-        array = np.asarray(values)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InvalidArgumentError(f"{where}: expected a list of token ids: {error}") from None
-    if array.size == 0 and array.ndim == 1:
-        return np.empty(0, dtype=np.int32)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise InvalidArgumentError(f"{where}: expected a list of token ids, got {array.dtype} of shape {array.shape}")
-    if array.min() < 0 or array.max() > np.iinfo(np.int32).max:
-        raise InvalidArgumentError(
-            f"{where}: token id {array.min() if array.min() < 0 else array.max()} is out of range"
-        )
-    return np.ascontiguousarray(array, dtype=np.int32)
-
-
-def _pack(where: str, lists: TokenLists) -> _Packed:
-    if isinstance(lists, (str, bytes)) or not hasattr(lists, "__len__"):
-        raise InvalidArgumentError(f"{where}: expected lists of token ids, [batch, tokens], got {type(lists).__name__}")
-    if len(lists) and not hasattr(lists[0], "__len__"):
-        raise InvalidArgumentError(f"{where}: expected lists of token ids, [batch, tokens]; for one list pass [ids]")
-    rows = [_token_ids(f"{where}[{i}]", row) for i, row in enumerate(lists)]
-    lengths = np.array([row.size for row in rows], dtype=np.int64)
-    return _Packed(np.concatenate(rows) if rows else np.empty(0, dtype=np.int32), lengths)
-
-
-def _unpack(rows: NDArray[np.float32], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
-    """[total, n] -> [batch, longest, n], zeros past the end of a sequence."""
-    batch, longest = len(lengths), int(lengths.max(initial=0))
-    if batch * longest == rows.shape[0]:
-        return rows.reshape(batch, longest, rows.shape[1])
-    out = np.zeros((batch, longest, rows.shape[1]), dtype=np.float32)
-    out[np.arange(longest) < lengths[:, None]] = rows
-    return out
