@@ -52,7 +52,10 @@ void bind_errors(py::module_& m) {
             PyObject* type = PyExc_RuntimeError;
             for (size_t i = 0; i < kMappings.size(); i++)
                 if (kMappings[i].code == error.code()) type = classes()[i];
-            PyErr_SetString(type, error.what());
+            // A path or a name in the text may be cut or may not be UTF-8.
+            const py::object text = py::reinterpret_steal<py::object>(
+                PyUnicode_DecodeUTF8(error.what(), Py_ssize_t(error.message().size()), "replace"));
+            PyErr_SetObject(type, text.ptr());
         }
     });
 }

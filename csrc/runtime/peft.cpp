@@ -65,6 +65,14 @@ bool keeps_base(const Json& init) {
     return init.is_string() && (init == "gaussian" || init == "eva" || init == "orthogonal");
 }
 
+// A pattern comes from a file that somebody else wrote: matching must take neither exponential time nor a deep stack.
+constexpr size_t kLongestPattern = 1000;
+#ifdef __GLIBCXX__
+constexpr auto kGrammar = std::regex::ECMAScript | std::regex_constants::__polynomial;
+#else
+constexpr auto kGrammar = std::regex::ECMAScript;
+#endif
+
 class LoraConfig {
 public:
     explicit LoraConfig(const std::filesystem::path& path) : where_(path.string()) {
@@ -115,16 +123,21 @@ private:
         return value.get<double>();
     }
 
+    bool matches(const std::string& key, const char* patterns, const std::string& module) const {
+        try {
+            if (key.size() > kLongestPattern) throw std::regex_error(std::regex_constants::error_complexity);
+            return std::regex_match(module, std::regex("(?:.*\\.)?(?:" + key + ")", kGrammar));
+        } catch (const std::regex_error&) {
+            fail(ErrorCode::unsupported, where_, ": the pattern '", key.substr(0, 80), "' in ", patterns,
+                 " is not a regular expression that halfbyte understands; name the modules in full");
+        }
+    }
+
     // PEFT's get_pattern_key: the first key with re.match(rf"(.*\.)?({key})$", module), else the plain field.
     double by_pattern(const char* patterns, const char* plain, const std::string& module) const {
         if (fields_.contains(patterns) && fields_[patterns].is_object()) {
             for (const auto& [key, value] : fields_[patterns].items()) {
-                try {
-                    if (std::regex_match(module, std::regex("(?:.*\\.)?(?:" + key + ")"))) return number(value, patterns);
-                } catch (const std::regex_error&) {
-                    fail(ErrorCode::unsupported, where_, ": the pattern '", key, "' in ", patterns,
-                         " is not a regular expression that halfbyte understands; name the modules in full");
-                }
+                if (matches(key, patterns, module)) return number(value, patterns);
             }
         }
         if (!fields_.contains(plain)) fail(ErrorCode::corrupt, where_, ": the field '", plain, "' is missing");
