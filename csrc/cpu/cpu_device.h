@@ -9,6 +9,20 @@
 
 namespace halfbyte::cpu {
 
+/// Throws Error internal "cpu <op>: <parts>" where a shape contradicts the contract of device.h.
+template <class... Parts>
+void expect(bool condition, const Parts&... parts) {
+    if (!condition) fail(ErrorCode::internal, "cpu ", parts...);
+}
+
+/// Up to so many rows, transposing float weights costs more than it gains.
+constexpr int64_t kFewFloatRows = 8;
+
+inline FloatKind float_kind(DType dtype) {
+    expect(dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16, "linear: a float weight in ", name_of(dtype));
+    return dtype == DType::f32 ? kF32 : dtype == DType::f16 ? kF16 : kBf16;
+}
+
 class CpuDevice final : public Device {
 public:
     CpuDevice(const DeviceOptions& options, const Isa& isa)
@@ -47,6 +61,8 @@ private:
     void for_rows(int64_t rows, int64_t elements_per_row, FunctionRef<void(int64_t, int64_t)> f);
     /// One weight times x, output rows 16 * first .. 16 * last; used by linear() for every storage without panels.
     void float_part(const Tensor& x, const LinearPart& part, int64_t first, int64_t last) const;
+    /// The products of float weights with `rows` rows of x, by FloatKind.
+    const auto& float_work(int64_t rows) const { return rows <= kFewFloatRows ? kernels_.float_dots : kernels_.float_gemm; }
     void lora_rows(const Tensor& x, const LoraFactors& adapter, std::span<const int32_t> rows, Tensor y);
 
     Precision precision_;
@@ -54,11 +70,5 @@ private:
     const Kernels& kernels_;
     ThreadPool pool_;
 };
-
-/// Throws Error internal "cpu <op>: <parts>" where a shape contradicts the contract of device.h.
-template <class... Parts>
-void expect(bool condition, const Parts&... parts) {
-    if (!condition) fail(ErrorCode::internal, "cpu ", parts...);
-}
 
 }  // namespace halfbyte::cpu

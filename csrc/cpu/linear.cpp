@@ -14,7 +14,6 @@ namespace {
 // A row whose integers are further than this from its activations (relative, root of the mean square) gets a second term. Rows
 // spread like a normal distribution are at 1e-4, those of real models at 1e-4 to 2e-4, and rounding to bf16 is at 1.6e-3.
 constexpr double kWorstRounding = 2.5e-4;
-constexpr int64_t kFewFloatRows = 8;                // up to so many rows, transposing float weights costs more than it gains
 constexpr int64_t kSmallLinear = int64_t(1) << 16;  // multiplications below which a second thread costs more than it saves
 
 size_t round_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -63,16 +62,15 @@ QuantizedRows quantize(const Tensor& x, int64_t block, char* memory, const Kerne
 void CpuDevice::float_part(const Tensor& x, const LinearPart& part, int64_t first, int64_t last) const {
     const Weight& w = *part.weight;
     LinearOutput out{part.y.data, part.y.stride, part.bias, part.accumulate};
-    const auto& work = x.rows <= kFewFloatRows ? kernels_.float_dots : kernels_.float_gemm;
+    const auto& work = float_work(x.rows);
     const auto shifted = [&](int64_t row) {
         return LinearOutput{out.y + row, out.stride, out.bias == nullptr ? nullptr : out.bias + row, out.accumulate};
     };
     const int64_t begin = first * kPanelRows, end = std::min(last * kPanelRows, w.rows);
     if (w.storage->kind() == StorageKind::floating) {
         const DType dtype = static_cast<const FloatStorage*>(w.storage)->dtype();
-        const FloatKind kind = dtype == DType::f32 ? kF32 : dtype == DType::f16 ? kF16 : kBf16;
         const char* data = w.planes[0].as<char>() + size_t(begin * w.cols) * size_of(dtype);
-        return work[kind](data, w.cols, end - begin, x.data, x.stride, x.rows, w.cols, shifted(begin));
+        return work[float_kind(dtype)](data, w.cols, end - begin, x.data, x.stride, x.rows, w.cols, shifted(begin));
     }
     auto* rows = static_cast<float*>(scratch(Scratch::decoded, size_t(kPanelRows * w.cols) * sizeof(float)));
     for (int64_t row = begin; row < end; row += kPanelRows) {

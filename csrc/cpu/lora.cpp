@@ -10,18 +10,12 @@ namespace halfbyte::cpu {
 
 namespace {
 
-constexpr int64_t kFewRows = 8;  // as in linear.cpp
 constexpr int64_t kPieceRows = 48;
-
-FloatKind kind_of(DType dtype) {
-    expect(dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16, "lora: a factor in ", name_of(dtype));
-    return dtype == DType::f32 ? kF32 : dtype == DType::f16 ? kF16 : kBf16;
-}
 
 }  // namespace
 
 void CpuDevice::lora_rows(const Tensor& x, const LoraFactors& adapter, std::span<const int32_t> rows, Tensor y) {
-    const FloatKind a_kind = kind_of(adapter.a_dtype), b_kind = kind_of(adapter.b_dtype);
+    const FloatKind a_kind = float_kind(adapter.a_dtype), b_kind = float_kind(adapter.b_dtype);
     const int64_t total = int64_t(rows.size()), rank = adapter.rank;
     const auto run = [&](int64_t first, int64_t last) {
         const int64_t m = last - first;
@@ -39,7 +33,7 @@ void CpuDevice::lora_rows(const Tensor& x, const LoraFactors& adapter, std::span
                 std::memcpy(result.row(r), y.row(rows[size_t(first + r)]), size_t(y.cols) * sizeof(float));
             }
         }
-        const auto& work = m <= kFewRows ? kernels_.float_dots : kernels_.float_gemm;
+        const auto& work = float_work(m);
         work[a_kind](adapter.a, x.cols, rank, in.data, in.stride, m, x.cols, LinearOutput{inner, rank, nullptr, false});
         kernels_.scale(inner, adapter.scale, m * rank);
         work[b_kind](adapter.b, rank, y.cols, inner, rank, m, rank, LinearOutput{result.data, result.stride, nullptr, true});
@@ -47,7 +41,7 @@ void CpuDevice::lora_rows(const Tensor& x, const LoraFactors& adapter, std::span
             for (int64_t r = 0; r < m; r++)
                 std::memcpy(y.row(rows[size_t(first + r)]), result.row(r), size_t(y.cols) * sizeof(float));
     };
-    if (total <= kFewRows)
+    if (total <= kFewFloatRows)
         run(0, total);
     else
         pool_.parallel_for(total, kPieceRows, run);

@@ -42,6 +42,9 @@ protected:
     std::filesystem::path path_;
 };
 
+/// Throws unsupported with the command that converts a pickle (.bin, .pt, ...) to the safetensors file `converted`.
+[[noreturn]] void fail_pickle(const std::filesystem::path& path, std::string_view converted = "model.safetensors");
+
 /// Reads a text file whole. Errors: not_found, io, corrupt (not UTF-8).
 std::string read_text_file(const std::filesystem::path& path);
 

@@ -264,18 +264,6 @@ std::string Config::text(Key key, std::string_view fallback) const {
     return value->get<std::string>();
 }
 
-std::vector<double> Config::numbers(Key key) const {
-    const json* value = find(value_->fields, name_of(key, gguf_));
-    if (value == nullptr) return {};
-    state_->known.emplace(name_of(key, gguf_));
-    if (value->is_number()) return {to_number(*this, key, *value)};
-    if (!value->is_array()) fail_type(*this, key, "a number or a list of numbers", *value);
-    std::vector<double> result;
-    result.reserve(value->size());
-    for (const json& item : *value) result.push_back(to_number(*this, key, item));
-    return result;
-}
-
 std::optional<Config> Config::child(std::string_view hf) const {
     const json* value = gguf_ ? nullptr : find(value_->fields, hf);
     if (value == nullptr) return std::nullopt;

@@ -7,7 +7,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <vector>
 
 namespace halfbyte {
 
@@ -42,7 +41,6 @@ public:
     bool flag(Key key, bool fallback) const;
     std::string text(Key key) const;
     std::string text(Key key, std::string_view fallback) const;
-    std::vector<double> numbers(Key key) const;  ///< Empty if absent. An int or a list of numbers.
     /// The object under a Hugging Face key ("rope_scaling"); nothing if absent or in a GGUF. Its own fields must be finished
     /// too.
     std::optional<Config> child(std::string_view hf) const;

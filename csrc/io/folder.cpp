@@ -125,9 +125,8 @@ void check_quantization(const json& config, const std::string& where) {
     }
     if (flag("load_in_8bit") || flag("_load_in_8bit")) {
         fail(ErrorCode::unsupported, where,
-             ": quantization_config.load_in_8bit: bitsandbytes 8-bit weights (LLM.int8) are not supported; save the model "
-             "in 16 "
-             "bits or in 4 bits");
+             ": quantization_config.load_in_8bit: bitsandbytes 8-bit weights (LLM.int8) are not supported; "
+             "save the model in 16 bits or in 4 bits");
     }
 }
 
@@ -150,7 +149,7 @@ std::string first_with_extension(const fs::path& folder, std::initializer_list<s
         fail(ErrorCode::unsupported, where, ": this is a PEFT adapter, not a model: load its base model, then the adapter");
     }
     for (const char* pickle : {"pytorch_model.bin", "pytorch_model.bin.index.json"}) {
-        if (fs::exists(folder / pickle)) fail_pickle(folder / pickle);
+        if (fs::exists(folder / pickle)) fail_pickle(folder / "pytorch_model.bin");
     }
     if (const std::string gguf = first_with_extension(folder, {".gguf"}); !gguf.empty()) {
         fail(ErrorCode::not_found, where, ": no model.safetensors here, but ", gguf, ": open that file itself");
@@ -168,13 +167,14 @@ std::string first_with_extension(const fs::path& folder, std::initializer_list<s
 
 }  // namespace
 
-void fail_pickle(const fs::path& path) {
+void fail_pickle(const fs::path& path, std::string_view converted) {
     fail(ErrorCode::unsupported, path.string(),
          ": a pickle can run any code when it is read, so halfbyte does not. Convert it once, where torch and safetensors "
          "are "
          "installed: python -c \"import torch, safetensors.torch as s; s.save_file({k: v.clone().contiguous() for k, v in "
-         "torch.load('pytorch_model.bin', map_location='cpu', weights_only=True).items()}, 'model.safetensors', {'format': "
-         "'pt'})\"");
+         "torch.load('",
+         path.filename().string(), "', map_location='cpu', weights_only=True).items()}, '", converted,
+         "', {'format': 'pt'})\"");
 }
 
 std::unique_ptr<Checkpoint> open_folder_checkpoint(const fs::path& path) {

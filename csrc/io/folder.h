@@ -11,7 +11,4 @@ namespace halfbyte {
 /// beside it. Errors: those of Checkpoint::open.
 std::unique_ptr<Checkpoint> open_folder_checkpoint(const std::filesystem::path& path);
 
-/// Throws unsupported with the command that converts a pickle (.bin, .pt, ...) to safetensors.
-[[noreturn]] void fail_pickle(const std::filesystem::path& path);
-
 }  // namespace halfbyte

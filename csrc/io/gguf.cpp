@@ -5,9 +5,9 @@
 #include <optional>
 
 #include "core/error.h"
+#include "core/utf8.h"
 #include "io/ggml_types.h"
 #include "io/tensors.h"
-#include "io/text.h"
 
 namespace halfbyte {
 

@@ -3,11 +3,11 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "core/utf8.h"
 #include "io/config_value.h"
 #include "io/ggml_types.h"
 #include "io/gguf.h"
 #include "io/tensors.h"
-#include "io/text.h"
 #include "storage/storage.h"
 
 namespace halfbyte {

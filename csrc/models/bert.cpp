@@ -65,7 +65,7 @@ Bert::Bert(Loader& loader) {
     const int64_t heads = dimension(config, {"num_attention_heads", "attention.head_count"});
     const int64_t intermediate = dimension(config, {"intermediate_size", "feed_forward_length"});
     const double eps = config.number({"layer_norm_eps", "attention.layer_norm_epsilon"}, 1e-12);
-    if (heads <= 0 || hidden % heads != 0) {
+    if (hidden % heads != 0) {
         fail(ErrorCode::corrupt, config.where(), ": ", heads, " attention heads do not divide hidden_size = ", hidden);
     }
     if (config.flag({"is_decoder", ""}, false) || config.flag({"add_cross_attention", ""}, false) ||

@@ -60,7 +60,7 @@ Gpt2::Gpt2(Loader& loader) {
     const int64_t heads = dimension(config, {"n_head", "attention.head_count"});
     const int64_t inner = dimension(config, {"n_inner", "feed_forward_length"}, 4 * hidden);
     const double eps = config.number({"layer_norm_epsilon", "attention.layer_norm_epsilon"}, 1e-5);
-    if (heads <= 0 || hidden % heads != 0) {
+    if (hidden % heads != 0) {
         fail(ErrorCode::corrupt, config.where(), ": ", heads, " attention heads do not divide n_embd = ", hidden);
     }
     const bool by_head_size = config.flag({"scale_attn_weights", ""}, true);

@@ -65,7 +65,7 @@ Llama::Llama(Loader& loader) {
     const int64_t heads = dimension(config, {"num_attention_heads", "attention.head_count"});
     const int64_t kv_heads = dimension(config, {"num_key_value_heads", "attention.head_count_kv"}, heads);
     const double eps = config.number({"rms_norm_eps", "attention.layer_norm_rms_epsilon"}, 1e-6);
-    if (heads <= 0 || kv_heads <= 0 || heads % kv_heads != 0) {
+    if (heads % kv_heads != 0) {
         fail(ErrorCode::corrupt, config.where(), ": ", heads, " attention heads cannot share ", kv_heads,
              " key/value heads");
     }

@@ -75,8 +75,6 @@ std::string Loader::require(Name name, std::string_view suffix) const {
     return tensor;
 }
 
-bool Loader::contains(Name name) const { return !find(name, ".weight").empty(); }
-
 int64_t Loader::rows(Name name) const {
     const std::string tensor = require(name, ".weight");
     const std::vector<int64_t> shape = checkpoint_.shape(tensor);

@@ -48,8 +48,7 @@ public:
         /// Row i of the layer is row row_of(i) of the file (see reorder_rows); empty: as they are.
         std::function<int64_t(int64_t)> row_of = {};
     };
-    bool contains(Name name) const;  ///< "<name>.weight" is there
-    int64_t rows(Name name) const;   ///< of "<name>.weight". Error not_found.
+    int64_t rows(Name name) const;  ///< of "<name>.weight". Error not_found.
     /// Weight [out, in] and bias [out]. `quantize=` applies here. Errors: not_found, corrupt (wrong shape).
     Linear linear(Name name, int64_t in, int64_t out, const LinearOptions& options);
     Linear linear(Name name, int64_t in, int64_t out) { return linear(name, in, out, LinearOptions{}); }

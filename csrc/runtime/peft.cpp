@@ -196,11 +196,7 @@ std::shared_ptr<const Adapter> read_peft_adapter(const std::filesystem::path& fo
     const std::filesystem::path file = folder / "adapter_model.safetensors";
     const LoraConfig config(folder / "adapter_config.json");
     if (!std::filesystem::exists(file) && std::filesystem::exists(folder / "adapter_model.bin")) {
-        fail(ErrorCode::unsupported, (folder / "adapter_model.bin").string(),
-             " is a pickle, which can run code when it is read. Convert it once where you trust it: python -c \"import "
-             "torch; from "
-             "safetensors.torch import save_file; save_file({k: v.contiguous() for k, v in torch.load('adapter_model.bin', "
-             "weights_only=True).items()}, 'adapter_model.safetensors')\"");
+        fail_pickle(folder / "adapter_model.bin", "adapter_model.safetensors");
     }
     const auto tensors = read_safetensors(file);
 

