@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 
 from .cli_options import adapter_name, add_model_arguments, load_model, positive
 from .errors import InvalidArgumentError
+from .files import whole_file
 from .pooling import POOLING_MODES
 from .terminal import ProgressBar
 
@@ -54,11 +57,15 @@ def encode(options: argparse.Namespace) -> int:
             adapter=adapter_name(options),
             progress=bar,
         )
-    if options.npy == "-":
-        np.save(sys.stdout.buffer, vectors)
-    elif options.npy is not None:
-        with open(options.npy, "wb") as file:  # noqa: PTH123  (np.save would add ".npy" to a name)
-            np.save(file, vectors)
+    if options.npy is not None:
+        # np.save into a file would add ".npy" to a name, and would not notice a disk that is full.
+        data = io.BytesIO()
+        np.save(data, vectors)
+        if options.npy == "-":
+            sys.stdout.buffer.write(data.getbuffer())
+        else:
+            with whole_file(Path(options.npy)) as file:
+                file.write(data.getbuffer())
     else:
         for vector in vectors:
             print(json.dumps([float(np.format_float_positional(value, unique=True)) for value in vector]))

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import resource
 import select
 import signal
 import subprocess
@@ -191,6 +192,22 @@ def test_a_reader_that_leaves(tiny_llama: Path) -> None:
     assert process.stderr.read() == b""
     assert process.wait() == 141
     process.stderr.close()
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(minilm_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "vectors.npy"
+    out.write_bytes(b"the old vectors")
+    command = [sys.executable, "-m", "halfbyte", "encode", "-m", str(minilm_path), "--npy", str(out), "one", "two"]
+
+    def small_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=small_disk)
+    assert done.returncode == 1
+    assert str(out) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert out.read_bytes() == b"the old vectors"
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_interrupt(smollm2_path: Path) -> None:
