@@ -109,6 +109,13 @@ public:
         return out;
     }
 
+    std::shared_ptr<PyWeight> round_trip(PyWeight& weight) {
+        const py::gil_scoped_release release;
+        auto result = std::make_shared<PyWeight>();
+        result->weight = device_->download(weight.uploaded_to(device_));
+        return result;
+    }
+
     /// Several parts into the columns of one array, or onto them; for the tests of what a model does.
     void linear_into(const FloatArray& x, const std::vector<std::shared_ptr<PyWeight>>& weights, py::array_t<float>& y,
                      bool accumulate) {
@@ -327,6 +334,7 @@ void bind_ops(py::module_& m) {
         .def("linear", &Ops::linear, py::arg("x"), py::arg("weight"), py::arg("bias"))
         .def("linear_into", &Ops::linear_into, py::arg("x"), py::arg("weights"), py::arg("y").noconvert(),
              py::arg("accumulate"))
+        .def("round_trip", &Ops::round_trip, py::arg("weight"))
         .def("attention", &Ops::attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("causal"), py::arg("mask"),
              py::arg("scale"), py::arg("window"), py::arg("softcap"), py::arg("cache") = "float32")
         .def("layer_norm", &Ops::layer_norm, py::arg("x"), py::arg("gamma"), py::arg("beta"), py::arg("eps"))

@@ -53,11 +53,14 @@ void CpuDevice::copy_to_host(void* host, const void* device, size_t bytes) {
     if (bytes > 0) std::memcpy(host, device, bytes);
 }
 
-Weight CpuDevice::upload(const Weight& weight) {
+Weight CpuDevice::upload(const Weight& weight, WeightUse use) {
     expect(bool(weight), "upload: the weight is empty");
-    if (precision_ == Precision::float32) return weight;
+    const bool floating = weight.storage->kind() == StorageKind::floating;
+    if (precision_ == Precision::float32 || (floating && use == WeightUse::few_rows)) return weight;
     return make_panels(weight, isa_, pool_).value_or(weight);
 }
+
+Weight CpuDevice::download(const Weight& uploaded) { return is_panels(uploaded) ? restore(uploaded) : uploaded; }
 
 void CpuDevice::embed(const Weight& table, std::span<const int32_t> ids, Tensor out, bool accumulate) {
     expect(int64_t(ids.size()) == out.rows && table.cols == out.cols, "embed: ", ids.size(), " ids of a table with ",

@@ -36,7 +36,8 @@ public:
     Buffer allocate(size_t bytes) override;
     void copy_to_device(void* device, const void* host, size_t bytes) override;
     void copy_to_host(void* host, const void* device, size_t bytes) override;
-    Weight upload(const Weight& weight) override;
+    Weight upload(const Weight& weight, WeightUse use) override;
+    Weight download(const Weight& uploaded) override;
     Weight upload_table(const Weight& weight) override { return weight; }
 
     void linear(const Tensor& x, std::span<const LinearPart> parts) override;  // linear.cpp

@@ -9,39 +9,71 @@ namespace halfbyte::cpu {
 
 /// Weight rows that are interleaved in a panel; also the width of a tile of outputs.
 constexpr int kPanelRows = 16;
-/// Columns of one group of codes: 16 rows x 8 columns of 4 bits are one line of 64 bytes.
+/// Columns of one group of levels: 16 rows x 8 columns of 4 bits are one line of 64 bytes.
 constexpr int kGroupCols = 8;
-/// Largest integer that stands for an activation, and for a 4-bit level in blocks of 32 or 64. The products of a block cannot
+/// Blocks whose scales are made ready at a time, at most: 512 columns in blocks of 32.
+constexpr int kPieceCols = 512;
+/// Largest integer that stands for an activation, and for a level in blocks of 32 or 64. The products of a block cannot
 /// overflow int32: 32 * 8191 * 8191 = 2,146,959,392 and 64 * 4095 * 8191 = 2,146,697,280, both < 2^31 = 2,147,483,648.
 constexpr int kActivationMax = 8191;
 constexpr int level_max(int64_t block) { return block == 64 ? 4095 : 8191; }
-/// Scales of activations are stored times 2^-23 and scales of rows times 2^23, so that sums of integers up to 2^31 times
-/// integer scales up to 2^15 neither overflow nor vanish for activations between 1e-27 and 1e35.
-constexpr float kScaleShift = 0x1p-23f;
+/// The same where both are bytes: levels are stored with kByteBias added, 64 * 255 * 127 is far from 2^31.
+constexpr int kActivationMax8 = 127;
+constexpr int kLevelMax8 = 127;
+constexpr int kByteBias = 128;
 
-/// A 4-bit or 8-bit weight, 16 rows interleaved:
-///   value[r][k] = (level * scales[block] * row_scale[r] + offsets[block] * row_offset[r]) * kScaleShift
-/// Rows past `rows` in the last panel hold zeros.
-struct Panels {
-    const uint8_t* levels = nullptr;   ///< table: codes [panels][cols/8][64]; no table: int8 [panels][cols/2][16][2]
-    const int16_t* scales = nullptr;   ///< [panels][cols/block][16]
-    const int16_t* offsets = nullptr;  ///< the same shape, or null
-    const float* row_scale = nullptr;  ///< [panels * 16]
-    /// [panels * 16] row_offset / row_scale, so that one accumulator serves both; null without offsets
-    const float* row_offset_ratio = nullptr;
-    const int16_t* table = nullptr;  ///< [16] levels, |level| <= level_max(block); null: levels are int8
-    int64_t rows = 0, cols = 0;
-    int64_t block = 0;  ///< 32 or 64; cols is a multiple
+/// How the levels of a panel lie in memory. One group (8 columns of 16 rows) is 64, 128 or 256 bytes.
+enum class LevelForm : int {
+    codes,  ///< 4 bits, an index into a table; places by Kernels::nibble_place
+    bytes,  ///< level + kByteBias; places by Kernels::byte_place
+    words,  ///< int16 [4 pairs of columns][16 rows][2]
+};
+enum class ScaleForm : int {
+    f32,     ///< float [panels][blocks][16]
+    f16,     ///< the same in f16, where that is exact
+    nested,  ///< u8 [panels][blocks][16]: nested_map[code] * nested[block of the row-major weight >> nested_shift] + offset
 };
 
-/// Activations as integers, one scale per row and block: x = value * scale / kScaleShift.
+/// A table of 256 second-level scales, twice: exact, and as integers that a vector unit can look up.
+struct NestedMap {
+    float values[256];
+    int16_t words[256];  ///< values / unit, rounded
+    float unit;
+};
+
+/// A weight in blocks of integers, 16 rows interleaved:
+///   value[r][k] = level * unit * scale[r][k / block] + offset[r][k / block]
+/// Rows past `rows` in the last panel hold levels and scales of zero.
+struct Panels {
+    LevelForm level_form = LevelForm::codes;
+    ScaleForm scale_form = ScaleForm::f32;
+    const uint8_t* levels = nullptr;  ///< [panels][cols / 8][bytes of a group]
+    const void* scales = nullptr;     ///< [panels][cols / block][16]
+    const void* offsets = nullptr;    ///< the same shape and form (f32 or f16), or null
+    const int16_t* table = nullptr;   ///< codes: [16] levels, |level| <= level_max(block)
+    const uint8_t* table8 = nullptr;  ///< codes: [16] levels + kByteBias for products of bytes
+    float unit = 1, unit8 = 1;        ///< what a level of 1 stands for, in products of int16 and of bytes
+    const NestedMap* nested_map = nullptr;
+    const float* nested = nullptr;
+    int nested_shift = 0;
+    float nested_offset = 0;
+    int64_t rows = 0, cols = 0;
+    int64_t block = 0;         ///< 32 or 64; cols is a multiple
+    int64_t scale_repeat = 1;  ///< nested: blocks of the kernel in one of the file
+};
+
+enum ActivationForm : int { kInt16, kInt8, kActivationForms };
+
+/// Activations as integers, one scale per row and block: x = value * scale.
 /// Rows from main_count on are second terms: what rounding took from a row with outliers, to be added to the same output row.
 struct QuantizedRows {
-    const int16_t* values = nullptr;  ///< [count][stride], |value| <= kActivationMax
-    const float* scales = nullptr;    ///< [count][blocks]
-    const float* sums = nullptr;      ///< [count][blocks] scale * sum of the block's values
+    ActivationForm form = kInt16;
+    const uint8_t* values = nullptr;  ///< [count][stride] bytes: int16 in order, or int8 in the order of Kernels::quad_order
+    const float* scales = nullptr;    ///< [blocks][scale_stride]
+    const float* sums = nullptr;      ///< the same shape: scale * sum of the block's values
+    const int32_t* starts = nullptr;  ///< the same shape, int8 only: -kByteBias * sum of the block's values
     const int32_t* rows = nullptr;    ///< [count] row of the output
-    int64_t count = 0, main_count = 0, stride = 0, blocks = 0;
+    int64_t count = 0, main_count = 0, stride = 0, scale_stride = 0;
 };
 
 /// y[row][n] = result + bias[n], or y += where `accumulate`.
@@ -86,15 +118,22 @@ struct Activations {
 };
 
 struct Kernels {
-    /// Place of (row, column) of a group: index of a nibble among 128; nibble 2i is the low half of byte i. [16][8]
+    /// Place of (row, column) of a group of codes: index of a nibble among 128; nibble 2i is the low half of byte i. [16][8]
     const uint8_t* nibble_place;
-    /// One row of integers. error2 and norm2: sums of squares of what rounding took, and of x. A block with a NaN or an
-    /// infinity gets NaN as its scale.
+    /// Place of (row, column) of a group of bytes, among 128. [16][8]
+    const uint8_t* byte_place;
+    /// Columns of a group in the order in which products of bytes take them, [8]; null: this set has no such products.
+    const uint8_t* quad_order;
+    /// One row of int16; scales and sums of its blocks lie `stride` apart. error2 and norm2: sums of squares of what rounding
+    /// took, and of x. A block with a NaN or an infinity gets NaN as its scale.
     void (*quantize_row)(const float* x, int64_t cols, int64_t block, int16_t* values, float* scales, float* sums,
-                         double* error2, double* norm2);
+                         int64_t stride, double* error2, double* norm2);
+    /// One row of int8 in quad_order, with the sums that undo kByteBias (QuantizedRows::starts).
+    void (*quantize_row8)(const float* x, int64_t cols, int64_t block, uint8_t* values, float* scales, float* sums,
+                          int32_t* starts, int64_t stride);
     /// out = x - what the integers of quantize_row() stand for.
     void (*quantize_residual)(const float* x, int64_t cols, int64_t block, const int16_t* values, const float* scales,
-                              float* out);
+                              int64_t stride, float* out);
     /// Rows 16 * first .. 16 * last of the weight times every row of x.
     void (*panel_linear)(const Panels& weight, const QuantizedRows& x, const LinearOutput& out, int64_t first, int64_t last);
     /// w [n][w_stride] elements of a float kind times x [m][x_stride]: out column c is row c of w. For small m.

@@ -1,6 +1,8 @@
 #include "cpu/panels.h"
 
 #include <algorithm>
+#include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -14,12 +16,32 @@ namespace halfbyte::cpu {
 namespace {
 
 enum PanelPlane : int {
-    kLevels = 0,     // u8, codes or int8 levels
-    kScales = 1,     // int16 [panels][blocks][16]
-    kOffsets = 2,    // int16, the same shape; empty without offsets
-    kRowScales = 3,  // f32 [panels * 16] row_scale, and with offsets another [panels * 16] row_offset_ratio
-    kTable = 4,      // int16 [16]; empty: int8 levels
+    kLevels = 0,   // u8 [panels][cols / 8][bytes of a group]
+    kScales = 1,   // [panels][blocks][16] in tables.scale_form, one for each block of the source
+    kOffsets = 2,  // the same; empty without offsets
+    kTables = 3,   // PanelTables
+    kNested = 4,   // f32 second-level scales as in the file; empty but for ScaleForm::nested
 };
+
+/// What the planes mean, and what the kernels look up.
+struct PanelTables {
+    LevelForm level_form = LevelForm::codes;
+    ScaleForm scale_form = ScaleForm::f32;
+    const Storage* source = nullptr;
+    int64_t source_block = 0;
+    bool has_offsets = false;
+    float levels[16] = {};  // codes: as in the file
+    alignas(64) int16_t table[16] = {};
+    alignas(16) uint8_t table8[16] = {};
+    float unit = 1, unit8 = 1;
+    alignas(64) NestedMap nested_map = {};
+    int nested_shift = 0;
+    float nested_offset = 0;
+};
+
+const PanelTables& tables_of(const Weight& weight) { return *weight.planes[kTables].as<PanelTables>(); }
+
+int64_t group_bytes(LevelForm form) { return form == LevelForm::codes ? 64 : form == LevelForm::bytes ? 128 : 256; }
 
 class PanelStorage : public Storage {
 public:
@@ -30,21 +52,41 @@ public:
     void validate(const Weight&, std::string_view) const override {}  // never read from a file
     void decode_row(const Weight& weight, int64_t row, float* out) const override {
         const Panels p = view_panels(weight);
-        const int64_t panel = row / kPanelRows, lane = row % kPanelRows, blocks = p.cols / p.block;
-        for (int64_t k = 0; k < p.cols; k++) {
-            const int64_t scale = (panel * blocks + k / p.block) * kPanelRows + lane;
-            double value = double(level(p, panel, lane, k)) * p.scales[scale];
-            if (p.offsets != nullptr) value += double(p.offsets[scale]) * double(p.row_offset_ratio[row]);
-            out[k] = float(value * double(p.row_scale[row]) * double(kScaleShift));
-        }
+        for (int64_t k = 0; k < p.cols; k++)
+            out[k] = float(double(level(p, row, k)) * double(p.unit) * scale(p, p.scales, row, k) +
+                           (p.offsets == nullptr ? 0.0 : scale(p, p.offsets, row, k)));
+    }
+    /// Of a group of codes.
+    int code(const Panels& p, int64_t row, int64_t k) const {
+        const uint8_t* group = p.levels + (row / kPanelRows * (p.cols / kGroupCols) + k / kGroupCols) * 64;
+        const int place = isa_.kernels->nibble_place[row % kPanelRows * kGroupCols + k % kGroupCols];
+        return (group[place / 2] >> (place % 2 * 4)) & 15;
     }
 
 private:
-    int level(const Panels& p, int64_t panel, int64_t lane, int64_t k) const {
-        if (p.table == nullptr) return int8_t(p.levels[((panel * p.cols + k) / 2 * kPanelRows + lane) * 2 + k % 2]);
-        const uint8_t* group = p.levels + (panel * (p.cols / kGroupCols) + k / kGroupCols) * 64;
-        const int place = isa_.kernels->nibble_place[lane * kGroupCols + k % kGroupCols];
-        return p.table[(group[place / 2] >> (place % 2 * 4)) & 15];
+    int level(const Panels& p, int64_t row, int64_t k) const {
+        const int64_t group = row / kPanelRows * (p.cols / kGroupCols) + k / kGroupCols, lane = row % kPanelRows;
+        switch (p.level_form) {
+            case LevelForm::codes: return p.table[code(p, row, k)];
+            case LevelForm::bytes:
+                return p.levels[group * 128 + isa_.kernels->byte_place[lane * kGroupCols + k % kGroupCols]] - kByteBias;
+            default: break;
+        }
+        int16_t word;
+        std::memcpy(&word, p.levels + group * 256 + (k % kGroupCols / 2 * kPanelRows + lane) * 4 + k % 2 * 2, sizeof word);
+        return word;
+    }
+    double scale(const Panels& p, const void* plane, int64_t row, int64_t k) const {
+        const int64_t blocks = p.cols / p.block / p.scale_repeat, own = k / (p.block * p.scale_repeat);
+        const int64_t at = (row / kPanelRows * blocks + own) * kPanelRows + row % kPanelRows;
+        switch (p.scale_form) {
+            case ScaleForm::f32: return static_cast<const float*>(plane)[at];
+            case ScaleForm::f16: return f16_to_f32(static_cast<const uint16_t*>(plane)[at]);
+            default: break;
+        }
+        return double(p.nested_map->values[static_cast<const uint8_t*>(plane)[at]] *
+                          p.nested[(row * blocks + own) >> p.nested_shift] +
+                      p.nested_offset);
     }
     const Isa& isa_;
 };
@@ -60,7 +102,7 @@ const PanelStorage& panel_storage(const Isa& isa) {
 
 Plane make_plane(size_t bytes) {
     Plane plane;
-    plane.owner = allocate_aligned(bytes);
+    plane.owner = allocate_aligned(bytes + 64);  // kernels load whole vectors of scales
     plane.data = plane.owner.get();
     plane.bytes = bytes;
     return plane;
@@ -71,7 +113,7 @@ T* writable(const Plane& plane) {
 }
 
 /// Levels as integers of at most `limit`, and what one unit is worth: no rounding at all for Q4_0, Q4_1 and FP4, 1.3e-4 of the
-/// root of the mean square for NF4 in blocks of 64. Returns 0 where the levels are all zero or not finite.
+/// root of the mean square for NF4 in blocks of 64, 4.7e-3 in bytes. Returns 0 where the levels are all zero or not finite.
 double integer_levels(std::span<const float, 16> levels, int limit, int16_t* table) {
     double largest = 0;
     for (const float level : levels) {
@@ -79,9 +121,10 @@ double integer_levels(std::span<const float, 16> levels, int limit, int16_t* tab
         largest = std::max(largest, std::fabs(double(level)));
     }
     if (largest == 0) return 0;
-    double best_error = HUGE_VAL;
-    int best = limit;
-    for (int top = limit; top > limit / 2; top--) {
+    double best_error = HUGE_VAL, best = limit;
+    // Finer steps where the integers are few: the largest level need not fall on one.
+    const double step = limit > 1000 ? 1 : 1.0 / 64;
+    for (double top = limit; top > limit / 2; top -= step) {
         double squares = 0, sum = 0;
         for (const float level : levels) {
             const double exact = double(level) * top / largest, miss = (exact - std::nearbyint(exact)) / top;
@@ -96,98 +139,224 @@ double integer_levels(std::span<const float, 16> levels, int limit, int16_t* tab
     return largest / best;
 }
 
-/// Scales of one row as integers; returns what one unit is worth (0 if all are zero, NaN if one is not finite).
-float integer_scales(const float* scales, int64_t count, int16_t* out, int64_t out_stride, int64_t repeat) {
+NestedMap make_nested_map(const float* values) {
+    NestedMap map;
     float largest = 0;
-    for (int64_t i = 0; i < count; i++) {
-        if (!std::isfinite(scales[i]))
-            largest = NAN;
-        else if (std::fabs(scales[i]) > largest)
-            largest = std::fabs(scales[i]);
-    }
-    const double unit = double(largest) / 32767.0;
-    for (int64_t i = 0; i < count; i++) {
-        const int16_t value = largest > 0 ? int16_t(std::nearbyint(double(scales[i]) / unit)) : int16_t(0);
-        for (int64_t j = 0; j < repeat; j++) out[(i * repeat + j) * out_stride] = value;
-    }
-    return float(unit);
+    for (int i = 0; i < 256; i++) map.values[i] = values[i], largest = std::max(largest, std::fabs(values[i]));
+    map.unit = largest == 0 ? 1.0f : largest / 32767.0f;
+    for (int i = 0; i < 256; i++) map.words[i] = int16_t(std::nearbyint(values[i] / map.unit));
+    return map;
 }
+
+/// One row of a weight, taken apart: levels and scales as they will lie in a panel.
+struct Row {
+    std::vector<uint8_t> levels;         // [cols] codes, or biased bytes
+    std::vector<int16_t> words;          // [cols]
+    std::vector<float> values;           // [cols] of a float weight
+    std::vector<float> scales, offsets;  // [blocks of the source]
+};
+
+/// The values of a float row as integers of at most `limit`; false where one is not finite.
+bool round_row(const float* values, int64_t cols, int64_t block, int limit, int16_t* words, float* scales) {
+    for (int64_t b = 0; b < cols / block; b++, values += block, words += block) {
+        float peak = 0;
+        for (int64_t i = 0; i < block; i++) {
+            if (!std::isfinite(values[i])) return false;
+            peak = std::max(peak, std::fabs(values[i]));
+        }
+        scales[b] = peak / float(limit);
+        // Rounded against the stored scale, which may be subnormal; in float64, where its inverse is finite.
+        const double inverse = scales[b] == 0 ? 0 : 1.0 / double(scales[b]);
+        for (int64_t i = 0; i < block; i++)
+            words[i] = int16_t(std::clamp(std::nearbyint(double(values[i]) * inverse), double(-limit), double(limit)));
+    }
+    return true;
+}
+
+bool exact_in_f16(std::span<const float> values) {
+    return std::all_of(values.begin(), values.end(), [](float v) { return f16_to_f32(f32_to_f16(v)) == v; });
+}
+
+/// Makes the planes of one weight, panel after panel.
+class PanelMaker {
+public:
+    PanelMaker(const Weight& weight, const Isa& isa) : weight_(weight), isa_(isa) {}
+
+    std::optional<Weight> make(ThreadPool& pool) {
+        if (!prepare()) return std::nullopt;
+        std::atomic<bool> good{true}, f16{tables_->scale_form == ScaleForm::f16};
+        const auto fill = [&](int64_t first, int64_t last) {
+            Row row;
+            for (int64_t panel = first; panel < last; panel++)
+                if (!fill_panel(panel, row, f16)) good.store(false, std::memory_order_relaxed);
+        };
+        pool.parallel_for(panels_, 1, fill);
+        if (!good) return std::nullopt;
+        if (tables_->scale_form == ScaleForm::f16 && !f16) {  // a scale has more digits: once more, in float32
+            tables_->scale_form = ScaleForm::f32;
+            allocate_scales();
+            pool.parallel_for(panels_, 1, fill);
+        }
+        return out_;
+    }
+
+private:
+    bool prepare() {
+        const StorageKind kind = weight_.storage->kind();
+        if (kind == StorageKind::codebook4) codebook_ = static_cast<const Codebook4*>(weight_.storage);
+        if (kind == StorageKind::int8_blocks) bytes_ = static_cast<const Int8Blocks*>(weight_.storage);
+        const bool floating = kind == StorageKind::floating;
+        if ((codebook_ == nullptr && bytes_ == nullptr && !floating) || weight_.size() == 0) return false;
+        const int64_t cols = weight_.cols, own = floating ? (cols % 64 == 0 ? 64 : 32) : weight_.block_size;
+        if (own == 0 || own % 32 != 0 || cols % own != 0) return false;
+        const int64_t block = own % 64 == 0 ? 64 : 32;
+        panels_ = (weight_.rows + kPanelRows - 1) / kPanelRows, blocks_ = cols / own;
+
+        out_.rows = weight_.rows, out_.cols = cols, out_.block_size = int32_t(block);
+        out_.storage = &panel_storage(isa_);
+        out_.planes[kTables] = make_plane(sizeof(PanelTables));
+        tables_ = new (writable<void>(out_.planes[kTables])) PanelTables;
+        PanelTables& t = *tables_;
+        t.source = weight_.storage, t.source_block = own;
+        t.level_form = codebook_ != nullptr ? LevelForm::codes : bytes_ != nullptr ? LevelForm::bytes : LevelForm::words;
+        t.has_offsets = codebook_ != nullptr && codebook_->has_offsets();
+        limit_ = level_max(block);
+        if (codebook_ != nullptr) {
+            const auto levels = codebook_->levels(weight_);
+            std::copy(levels.begin(), levels.end(), t.levels);
+            t.unit = float(integer_levels(levels, limit_, t.table));
+            int16_t table8[16];
+            t.unit8 = float(integer_levels(levels, kLevelMax8, table8));
+            if (t.unit == 0 || t.unit8 == 0) return false;
+            for (int i = 0; i < 16; i++) t.table8[i] = uint8_t(table8[i] + kByteBias);
+        }
+        if (codebook_ != nullptr && weight_.nested_block_size != 0) {
+            t.scale_form = ScaleForm::nested;
+            t.nested_map = make_nested_map(weight_.planes[kBnb4NestedMap].as<float>());
+            t.nested_shift = std::countr_zero(unsigned(weight_.nested_block_size));
+            t.nested_offset = weight_.nested_offset;
+            out_.planes[kNested] = make_plane(weight_.planes[kBnb4NestedAbsmax].bytes);
+            std::memcpy(writable<void>(out_.planes[kNested]), weight_.planes[kBnb4NestedAbsmax].data,
+                        out_.planes[kNested].bytes);
+        } else {
+            t.scale_form = floating ? ScaleForm::f32 : ScaleForm::f16;
+        }
+        out_.planes[kLevels] = make_plane(size_t(panels_ * cols / kGroupCols * group_bytes(t.level_form)));
+        allocate_scales();
+        return true;
+    }
+
+    void allocate_scales() {
+        const size_t size = tables_->scale_form == ScaleForm::f32 ? 4 : tables_->scale_form == ScaleForm::f16 ? 2 : 1;
+        out_.planes[kScales] = make_plane(size_t(panels_ * blocks_) * kPanelRows * size);
+        if (tables_->has_offsets) out_.planes[kOffsets] = make_plane(out_.planes[kScales].bytes);
+    }
+
+    bool fill_panel(int64_t panel, Row& row, std::atomic<bool>& f16) const {
+        const int64_t cols = weight_.cols, bytes = cols / kGroupCols * group_bytes(tables_->level_form);
+        uint8_t* levels = writable<uint8_t>(out_.planes[kLevels]) + panel * bytes;
+        std::memset(levels, tables_->level_form == LevelForm::bytes ? kByteBias : 0, size_t(bytes));
+        for (int64_t lane = 0; lane < kPanelRows; lane++) {
+            const int64_t r = panel * kPanelRows + lane;
+            if (r < weight_.rows) {
+                if (!read_row(r, row)) return false;
+                place_levels(levels, lane, row);
+            }
+            place_scales(panel, lane, r < weight_.rows ? &row : nullptr, r, f16);
+        }
+        return true;
+    }
+
+    bool read_row(int64_t r, Row& row) const {
+        const auto cols = size_t(weight_.cols), blocks = size_t(blocks_);
+        row.scales.resize(blocks);
+        if (codebook_ != nullptr) {
+            row.levels.resize(cols), row.offsets.resize(blocks);
+            codebook_->unpack_row(weight_, r, row.levels.data(), row.scales.data(), row.offsets.data());
+        } else if (bytes_ != nullptr) {
+            row.levels.resize(cols);
+            bytes_->unpack_row(weight_, r, reinterpret_cast<int8_t*>(row.levels.data()), row.scales.data());
+            for (uint8_t& level : row.levels) level ^= uint8_t(kByteBias);
+        } else {
+            row.values.resize(cols), row.words.resize(cols);
+            weight_.storage->decode_row(weight_, r, row.values.data());
+            return round_row(row.values.data(), weight_.cols, tables_->source_block, limit_, row.words.data(),
+                             row.scales.data());
+        }
+        return true;
+    }
+
+    void place_levels(uint8_t* to, int64_t lane, const Row& row) const {
+        const int64_t groups = weight_.cols / kGroupCols;
+        if (codebook_ != nullptr) {
+            const uint8_t* places = isa_.kernels->nibble_place + lane * kGroupCols;
+            // Where the codes of a row share 4 bytes, they are put together in a register.
+            bool together = true;
+            int shifts[kGroupCols];
+            for (int k = 0; k < kGroupCols; k++) {
+                together = together && places[k] / 8 == lane;
+                shifts[k] = places[k] % 8 * 4;
+            }
+            for (int64_t g = 0; g < groups; g++, to += 64) {
+                const uint8_t* codes = row.levels.data() + g * kGroupCols;
+                if (together) {
+                    uint32_t four = 0;
+                    for (int k = 0; k < kGroupCols; k++) four |= uint32_t(codes[k] & 15) << shifts[k];
+                    for (int i = 0; i < 4; i++) to[4 * lane + i] = uint8_t(four >> (8 * i));
+                } else {
+                    for (int k = 0; k < kGroupCols; k++)
+                        to[places[k] / 2] |= uint8_t((codes[k] & 15) << (places[k] % 2 * 4));
+                }
+            }
+        } else if (bytes_ != nullptr) {
+            const uint8_t* places = isa_.kernels->byte_place + lane * kGroupCols;
+            for (int64_t g = 0; g < groups; g++, to += 128)
+                for (int k = 0; k < kGroupCols; k++) to[places[k]] = row.levels[size_t(g * kGroupCols + k)];
+        } else {
+            for (int64_t k = 0; k < weight_.cols; k += 2)
+                std::memcpy(to + (k / 2 * kPanelRows + lane) * 4, row.words.data() + k, 4);
+        }
+    }
+
+    void place_scales(int64_t panel, int64_t lane, const Row* row, int64_t r, std::atomic<bool>& f16) const {
+        const int64_t first = panel * blocks_ * kPanelRows + lane;
+        const auto place = [&](const Plane& plane, const std::vector<float>& values) {
+            for (int64_t b = 0; b < blocks_; b++) {
+                const float value = row == nullptr ? 0.0f : values[size_t(b)];
+                if (tables_->scale_form == ScaleForm::f32)
+                    writable<float>(plane)[first + b * kPanelRows] = value;
+                else
+                    writable<uint16_t>(plane)[first + b * kPanelRows] = f32_to_f16(value);
+            }
+            if (row != nullptr && tables_->scale_form == ScaleForm::f16 && !exact_in_f16(values))
+                f16.store(false, std::memory_order_relaxed);
+        };
+        if (tables_->scale_form == ScaleForm::nested) {
+            const auto* codes = weight_.planes[kBnb4Absmax].as<uint8_t>();
+            for (int64_t b = 0; b < blocks_; b++)
+                writable<uint8_t>(out_.planes[kScales])[first + b * kPanelRows] =
+                    row == nullptr ? uint8_t(0) : codes[r * blocks_ + b];
+            return;
+        }
+        static const std::vector<float> none;
+        place(out_.planes[kScales], row == nullptr ? none : row->scales);
+        if (tables_->has_offsets) place(out_.planes[kOffsets], row == nullptr ? none : row->offsets);
+    }
+
+    const Weight& weight_;
+    const Isa& isa_;
+    const Codebook4* codebook_ = nullptr;
+    const Int8Blocks* bytes_ = nullptr;
+    PanelTables* tables_ = nullptr;
+    int64_t panels_ = 0, blocks_ = 0;  // blocks of the source in a row
+    int limit_ = 0;
+    Weight out_;
+};
 
 }  // namespace
 
 std::optional<Weight> make_panels(const Weight& weight, const Isa& isa, ThreadPool& pool) {
-    const StorageKind kind = weight.storage->kind();
-    const auto* codebook = kind == StorageKind::codebook4 ? static_cast<const Codebook4*>(weight.storage) : nullptr;
-    const auto* bytes = kind == StorageKind::int8_blocks ? static_cast<const Int8Blocks*>(weight.storage) : nullptr;
-    if ((codebook == nullptr && bytes == nullptr) || weight.block_size % 32 != 0 || weight.block_size == 0 ||
-        weight.cols % weight.block_size != 0 || weight.size() == 0)
-        return std::nullopt;
-    const int64_t block = weight.block_size % 64 == 0 ? 64 : 32, blocks = weight.cols / block;
-    const int64_t own_blocks = weight.cols / weight.block_size, repeat = weight.block_size / block;
-    const int64_t panels = (weight.rows + kPanelRows - 1) / kPanelRows, cols = weight.cols;
-    const bool has_offsets = codebook != nullptr && codebook->has_offsets();
-
-    Weight out;
-    out.rows = weight.rows, out.cols = cols, out.block_size = int32_t(block);
-    out.storage = &panel_storage(isa);
-    double unit = 1;
-    if (codebook != nullptr) {
-        out.planes[kTable] = make_plane(16 * sizeof(int16_t));
-        unit = integer_levels(codebook->levels(weight), level_max(block), writable<int16_t>(out.planes[kTable]));
-        if (unit == 0) return std::nullopt;
-    }
-    const size_t panel_bytes = size_t(cols) * kPanelRows / (codebook != nullptr ? 2 : 1);
-    out.planes[kLevels] = make_plane(size_t(panels) * panel_bytes);
-    out.planes[kScales] = make_plane(size_t(panels * blocks) * kPanelRows * sizeof(int16_t));
-    if (has_offsets) out.planes[kOffsets] = make_plane(out.planes[kScales].bytes);
-    out.planes[kRowScales] = make_plane(size_t(panels) * kPanelRows * sizeof(float) * (has_offsets ? 2 : 1));
-    auto* levels = writable<uint8_t>(out.planes[kLevels]);
-    auto* scales = writable<int16_t>(out.planes[kScales]);
-    auto* offsets = writable<int16_t>(out.planes[kOffsets]);
-    auto* row_scales = writable<float>(out.planes[kRowScales]);
-    const uint8_t* place = isa.kernels->nibble_place;
-
-    pool.parallel_for(panels, 1, [&](int64_t first, int64_t last) {
-        std::vector<uint8_t> codes(static_cast<size_t>(cols));
-        std::vector<float> row_scale(static_cast<size_t>(own_blocks)), row_offset(static_cast<size_t>(own_blocks));
-        for (int64_t panel = first; panel < last; panel++) {
-            uint8_t* to = levels + size_t(panel) * panel_bytes;
-            std::memset(to, 0, panel_bytes);
-            for (int64_t lane = 0; lane < kPanelRows; lane++) {
-                const int64_t row = panel * kPanelRows + lane;
-                if (row >= weight.rows) {
-                    std::fill(codes.begin(), codes.end(), uint8_t(0));
-                    std::fill(row_scale.begin(), row_scale.end(), 0.0f);
-                    std::fill(row_offset.begin(), row_offset.end(), 0.0f);
-                } else if (codebook != nullptr) {
-                    codebook->unpack_row(weight, row, codes.data(), row_scale.data(),
-                                         has_offsets ? row_offset.data() : nullptr);
-                } else {
-                    bytes->unpack_row(weight, row, reinterpret_cast<int8_t*>(codes.data()), row_scale.data());
-                }
-                if (codebook != nullptr) {
-                    const uint8_t* places = place + lane * kGroupCols;
-                    for (int64_t k = 0; k < cols; k++) {
-                        const int at = places[k % kGroupCols];
-                        to[k / kGroupCols * 64 + at / 2] |= uint8_t((codes[size_t(k)] & 15) << (at % 2 * 4));
-                    }
-                } else {
-                    for (int64_t k = 0; k < cols; k++) to[(k / 2 * kPanelRows + lane) * 2 + k % 2] = codes[size_t(k)];
-                }
-                const int64_t at = panel * blocks * kPanelRows + lane;
-                float scale = integer_scales(row_scale.data(), own_blocks, scales + at, kPanelRows, repeat);
-                if (has_offsets) {
-                    // With all scales zero the row's unit is that of its offsets.
-                    const float offset = integer_scales(row_offset.data(), own_blocks, offsets + at, kPanelRows, repeat);
-                    if (scale == 0) scale = offset;
-                    const double per_level = double(scale) * unit;
-                    row_scales[panels * kPanelRows + row] = per_level == 0 ? 0 : float(double(offset) / per_level);
-                }
-                row_scales[row] = float(double(scale) * unit / double(kScaleShift));
-            }
-        }
-    });
-    return out;
+    return PanelMaker(weight, isa).make(pool);
 }
 
 bool is_panels(const Weight& weight, const Isa& isa) { return weight.storage == &panel_storage(isa); }
@@ -195,15 +364,56 @@ bool is_panels(const Weight& weight, const Isa& isa) { return weight.storage == 
 bool is_panels(const Weight& weight) { return dynamic_cast<const PanelStorage*>(weight.storage) != nullptr; }
 
 Panels view_panels(const Weight& weight) {
+    const PanelTables& t = tables_of(weight);
     Panels p;
+    p.level_form = t.level_form, p.scale_form = t.scale_form;
     p.levels = weight.planes[kLevels].as<uint8_t>();
-    p.scales = weight.planes[kScales].as<int16_t>();
-    p.offsets = weight.planes[kOffsets].as<int16_t>();
-    p.row_scale = weight.planes[kRowScales].as<float>();
-    if (p.offsets != nullptr) p.row_offset_ratio = p.row_scale + (weight.rows + kPanelRows - 1) / kPanelRows * kPanelRows;
-    p.table = weight.planes[kTable].as<int16_t>();
+    p.scales = weight.planes[kScales].data;
+    p.offsets = weight.planes[kOffsets].data;
+    p.table = t.table, p.table8 = t.table8;
+    p.unit = t.unit, p.unit8 = t.unit8;
+    p.nested_map = &t.nested_map, p.nested = weight.planes[kNested].as<float>();
+    p.nested_shift = t.nested_shift, p.nested_offset = t.nested_offset;
     p.rows = weight.rows, p.cols = weight.cols, p.block = weight.block_size;
+    p.scale_repeat = t.source_block / p.block;
     return p;
+}
+
+Weight restore(const Weight& panels) {
+    const PanelTables* t = is_panels(panels) ? &tables_of(panels) : nullptr;
+    if (t == nullptr || (t->source != &nf4_storage() && t->source != &fp4_storage()))
+        fail(ErrorCode::unsupported, "restore: only panels made of an NF4 or FP4 weight can be put back");
+    const auto& storage = *static_cast<const PanelStorage*>(panels.storage);
+    const Panels p = view_panels(panels);
+    const int64_t blocks = p.cols / t->source_block;
+    Weight out;
+    out.rows = p.rows, out.cols = p.cols, out.storage = t->source, out.block_size = int32_t(t->source_block);
+    out.planes[kBnb4Codes] = allocate_plane(size_t(p.rows * p.cols / 2));
+    out.planes[kBnb4Map] = allocate_plane(sizeof t->levels);
+    std::memcpy(writable<void>(out.planes[kBnb4Map]), t->levels, sizeof t->levels);
+    for (int64_t row = 0; row < p.rows; row++)
+        for (int64_t k = 0; k < p.cols; k += 2)
+            writable<uint8_t>(out.planes[kBnb4Codes])[(row * p.cols + k) / 2] =
+                uint8_t(storage.code(p, row, k) << 4 | storage.code(p, row, k + 1));
+    const bool nested = p.scale_form == ScaleForm::nested;
+    out.planes[kBnb4Absmax] = allocate_plane(size_t(p.rows * blocks) * (nested ? 1 : sizeof(float)));
+    for (int64_t row = 0; row < p.rows; row++)
+        for (int64_t b = 0; b < blocks; b++) {
+            const int64_t at = (row / kPanelRows * blocks + b) * kPanelRows + row % kPanelRows, to = row * blocks + b;
+            if (nested)
+                writable<uint8_t>(out.planes[kBnb4Absmax])[to] = static_cast<const uint8_t*>(p.scales)[at];
+            else
+                writable<float>(out.planes[kBnb4Absmax])[to] = p.scale_form == ScaleForm::f16
+                                                                   ? f16_to_f32(static_cast<const uint16_t*>(p.scales)[at])
+                                                                   : static_cast<const float*>(p.scales)[at];
+        }
+    if (nested) {
+        out.nested_block_size = 1 << t->nested_shift, out.nested_offset = t->nested_offset;
+        out.planes[kBnb4NestedAbsmax] = panels.planes[kNested];
+        out.planes[kBnb4NestedMap] = allocate_plane(sizeof t->nested_map.values);
+        std::memcpy(writable<void>(out.planes[kBnb4NestedMap]), t->nested_map.values, sizeof t->nested_map.values);
+    }
+    return out;
 }
 
 }  // namespace halfbyte::cpu

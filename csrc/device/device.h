@@ -34,6 +34,12 @@ struct Buffer {
     std::shared_ptr<void> owner;
 };
 
+/// How many rows of activations a weight is multiplied with, for the most part.
+enum class WeightUse {
+    any_rows,
+    few_rows,  ///< an output layer: one row per sequence. Float weights stay as they are, where they are.
+};
+
 enum class Activation { none, relu, gelu, gelu_tanh, silu, tanh };
 
 /// One product of a linear call: y = x W^T + bias (or y += ...).
@@ -97,7 +103,9 @@ public:
     virtual void copy_to_device(void* device, const void* host, size_t bytes) = 0;
     virtual void copy_to_host(void* host, const void* device, size_t bytes) = 0;
     /// The weight in the layout this device runs best, for linear(). May share the planes it is given.
-    virtual Weight upload(const Weight& weight) = 0;
+    virtual Weight upload(const Weight& weight, WeightUse use = WeightUse::any_rows) = 0;
+    /// What upload() was given, bit for bit. Errors: unsupported where the layout cannot be undone.
+    virtual Weight download(const Weight& uploaded) = 0;
     /// The weight for embed(): rows are looked up, not multiplied; often the same planes. A weight used by both
     /// linear() and embed() (tied embeddings) is uploaded once through each.
     virtual Weight upload_table(const Weight& weight) = 0;

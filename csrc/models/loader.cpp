@@ -192,7 +192,7 @@ bool Loader::output_layer(Name own, Name embedding, int64_t in, int64_t out, Tie
     }
     check_shape(tied ? table : tensor, weight, out, in);
     if (!tied) report(tensor, weight);
-    layer = {.weight = device_.upload(weight),
+    layer = {.weight = device_.upload(weight, WeightUse::few_rows),
              .bias = {},
              .module = add_module(own, in, out),
              .in_features = in,

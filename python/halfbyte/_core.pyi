@@ -68,6 +68,8 @@ class Ops:
         self, x: NDArray[np.float32], weights: Sequence[Weight], y: NDArray[np.float32], accumulate: bool
     ) -> None:
         """Several weights of one input, side by side into the columns of y (or added to them), whose rows may be strided."""
+    def round_trip(self, weight: Weight) -> Weight:
+        """The weight uploaded to the device's own layout and put back, bit for bit: the layout loses nothing."""
     def attention(
         self,
         q: NDArray[np.float32],

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from kernel_checks import ISAS
+from kernel_checks import EMULATED, ISAS
 
 from halfbyte import _core
 
@@ -32,10 +32,11 @@ def test_instruction_sets_differ(monkeypatch, rng):
     weight = _core.quantize(rng.standard_normal((64, 1024)).astype(np.float32), "f32", 64, True)
     x = rng.standard_normal((4, 1024)).astype(np.float32)
     results = set()
-    for name in ISAS:
+    names = [name for name in ISAS if name != EMULATED]  # which may well do what AVX-512 does, bit for bit
+    for name in names:
         monkeypatch.setenv("HALFBYTE_ISA", name)
-        results.add(_core.Ops("cpu", 1, "high").linear(x, weight, None).tobytes())
-    assert len(results) == len(ISAS)
+        results.add(_core.Ops("cpu", 1, "float32").linear(x, weight, None).tobytes())
+    assert len(results) == len(names)
 
 
 def test_an_unknown_set_lists_those_that_run(monkeypatch):

@@ -1,5 +1,6 @@
 """linear(): every storage, odd sizes, against float64 products of the dequantised weight."""
 
+import bitsandbytes.functional as bnb
 import numpy as np
 import pytest
 import torch
@@ -48,7 +49,7 @@ def bf16(x):
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("precision", ["high", "fast", "float32"])
 def test_error_against_float64(make_ops, rng, fmt, precision):
-    errors = []
+    errors, norms = [], []
     for threads, (m, k, n) in enumerate(SHAPES):
         ops = make_ops(precision, 1 + threads % 3)
         weight = make_weight(rng, fmt, n, k)
@@ -58,21 +59,54 @@ def test_error_against_float64(make_ops, rng, fmt, precision):
         found = ops.linear(x, weight, bias)
         assert found.shape == (m, n)
         error = relative(found, exact)
-        if precision == "float32" or fmt in ("f32", "f16", "bf16"):
+        if precision == "float32":
             reference = torch.nn.functional.linear(
                 torch.from_numpy(x), torch.from_numpy(weight.dequantize()), torch.from_numpy(bias)
             ).numpy()
             # At most twice the error of torch in the same precision; 2^-25 is half a unit of the result's own rounding.
             assert error <= 2 * relative(reference, exact) + 2**-25, (m, k, n)
         else:
-            # Integers over a normal distribution: 1e-4 of the activations, 1.1e-4 of NF4 levels.
-            assert error <= (3e-4 if precision == "high" else 1e-2), (m, k, n)
-            assert precision == "fast" or error < 0.5 * relative(exact_product(bf16(x), weight, bias), exact)
-        errors.append(error)
-    assert max(errors) > 0  # a product of random numbers is never exact: the comparison is not with itself
+            # Of so few outputs: their own spread comes on top, at most a factor of two (16 outputs: 18 % of deviation).
+            assert error <= (6e-4 if precision == "high" else 2e-2), (m, k, n)
+        errors.append(np.sum((found - exact) ** 2))
+        norms.append(np.sum(exact**2))
+    # Over all shapes. Integers over a normal distribution: 1e-4 of the activations; 1.1e-4 of NF4 levels, 1.8e-4 of float
+    # weights. Bytes: 5.3e-3 of the activations, 5.5e-3 of NF4 levels.
+    overall = np.sqrt(sum(errors) / sum(norms))
+    assert overall <= {"float32": 1e-6, "high": 3e-4, "fast": 9e-3}[precision]
+    assert overall > 0  # a product of random numbers is never exact: the comparison is not with itself
+    if precision == "high":
+        assert overall < 0.25 * np.sqrt(np.sum((exact_product(bf16(x), weight, bias) - exact) ** 2) / np.sum(exact**2))
 
 
-@pytest.mark.parametrize("fmt", ["nf4", "int8", "q4_1"])
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_panels_keep_the_planes_of_bitsandbytes(make_ops, quant_type, double_quant, dtype):
+    """Repacked for the processor and put back, every plane is the one that bitsandbytes made, bit for bit."""
+    generator = torch.Generator().manual_seed(5)
+    for threads, (rows, cols, block) in enumerate(
+        [(16, 64, 64), (33, 576, 64), (130, 2048, 64), (7, 1536, 64), (50, 96, 32), (20, 1024, 256), (3, 4096, 4096)]
+    ):
+        values = torch.randn(rows, cols, generator=generator).to(dtype)
+        packed, state = bnb.quantize_4bit(
+            values, blocksize=block, compress_statistics=double_quant, quant_type=quant_type
+        )
+        planes = {"codes": packed.flatten().numpy(), "quant_map": state.code.numpy(), "absmax": state.absmax.numpy()}
+        if double_quant:
+            planes["nested_absmax"] = state.state2.absmax.numpy()
+            planes["nested_quant_map"] = state.state2.code.numpy()
+            planes["nested_offset"] = float(state.offset)
+        weight = _core.weight_from_planes(quant_type, rows, cols, block, planes)
+        back = make_ops("high", 1 + threads % 3).round_trip(weight)
+        assert (back.format, back.shape, back.block_size) == (quant_type, (rows, cols), block)
+        found = back.planes()
+        assert found.keys() == planes.keys()
+        for key, plane in planes.items():
+            assert np.asarray(found[key]).tobytes() == np.asarray(plane).tobytes(), key
+
+
+@pytest.mark.parametrize("fmt", ["nf4", "int8", "q4_1", "f32"])
 def test_activations_that_are_hard_to_round(make_ops, rng, fmt):
     """Outliers and ranges: no worse than 3e-4 over all outputs, and in no row worse than 4e-4 or rounding to bf16.
 

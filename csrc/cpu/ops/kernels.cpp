@@ -7,20 +7,29 @@ namespace {
 struct Places {
     uint8_t at[kPanelRows * kGroupCols];
 };
-constexpr Places make_places() {
+template <class Place>
+constexpr Places make_places(Place place) {
     Places places{};
     for (int row = 0; row < kPanelRows; row++)
-        for (int k = 0; k < kGroupCols; k++) places.at[row * kGroupCols + k] = uint8_t(nibble_place(row, k));
+        for (int k = 0; k < kGroupCols; k++) places.at[row * kGroupCols + k] = uint8_t(place(row, k));
     return places;
 }
-constexpr Places kPlaces = make_places();
+constexpr Places kNibblePlaces = make_places([](int row, int k) { return nibble_place(row, k); });
+constexpr Places kBytePlaces = make_places([](int row, int k) { return byte_place(row, k); });
 
 }  // namespace
 
 extern const Kernels kKernels;
 const Kernels kKernels = {
-    .nibble_place = kPlaces.at,
+    .nibble_place = kNibblePlaces.at,
+    .byte_place = kBytePlaces.at,
+#if HALFBYTE_QUADS
+    .quad_order = kQuadOrder,
+#else
+    .quad_order = nullptr,
+#endif
     .quantize_row = quantize_row,
+    .quantize_row8 = quantize_row8,
     .quantize_residual = quantize_residual,
     .panel_linear = panel_linear,
     .float_dots = {float_dots_f32, float_dots_f16, float_dots_bf16},

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "cpu/kernels.h"
+
 namespace halfbyte::cpu::HALFBYTE_ISA {
 namespace {
 
@@ -61,7 +63,8 @@ inline void store_i16(int16_t* p, F v) {
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 // --- panels of 16 rows --------------------------------------------------------------------------------------------
-constexpr int kTileRows = 6;    // 12 accumulators, 2 of weights, 1 broadcast, 1 product: the 16 registers
+constexpr int kTileRows = 6;  // 12 accumulators, 2 of weights, 1 broadcast, 1 product: the 16 registers
+constexpr int kTilePanels = 1;
 constexpr int kDirectRows = 2;  // activation rows that eat codes as they are unpacked
 
 struct F16 {
@@ -70,17 +73,25 @@ struct F16 {
 inline F16 load16(const float* p) { return {load(p), load(p + 8)}; }
 inline void store16(float* p, F16 v) { store(p, v.a), store(p + 8, v.b); }
 inline F16 zero16() { return {zero(), zero()}; }
-inline F16 load_i16x16(const int16_t* p) { return {load_i16(p), load_i16(p + 8)}; }
+inline F16 load16_f16(const uint16_t* p) { return {load_f16(p), load_f16(p + 8)}; }
 inline F16 add(F16 x, F16 y) { return {x.a + y.a, x.b + y.b}; }
 inline F16 mul(F16 x, F16 y) { return {x.a * y.a, x.b * y.b}; }
 inline F16 mul(F16 x, F y) { return {x.a * y, x.b * y}; }
 inline F16 fma(F16 x, F16 y, F16 z) { return {fma(x.a, y.a, z.a), fma(x.b, y.b, z.b)}; }
 inline F16 fma(F16 x, F y, F16 z) { return {fma(x.a, y, z.a), fma(x.b, y, z.b)}; }
 
+inline F16 lookup_scales(const uint8_t* codes, const NestedMap& map) {
+    float lanes[16];
+    for (int i = 0; i < 16; i++) lanes[i] = map.values[codes[i]];
+    return load16(lanes);
+}
+inline float nested_unit(const NestedMap&) { return 1; }
+
 struct I16 {
     __m256i a, b;
 };
 inline I16 zero_i() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline I16 add_i(I16 x, I16 y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 inline F16 to_float(I16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 
 struct Pairs {
@@ -118,9 +129,18 @@ inline void store_pairs(int16_t* p, Pairs w) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(p), w.a);
     _mm256_store_si256(reinterpret_cast<__m256i*>(p + 16), w.b);
 }
-inline Pairs widen_pairs(const uint8_t* p) {
-    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
-            _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16)))};
+
+// No products of bytes: without VNNI they cost as many instructions as those of int16.
+#define HALFBYTE_QUADS 0
+// Pairs of columns of 8 rows are consecutive bytes.
+constexpr int byte_place(int row, int k) { return 32 * (k / 2) + 2 * row + k % 2; }
+inline void unpack_bytes(const uint8_t* bytes, Pairs* w) {
+    const __m128i bias = _mm_set1_epi8(-128);
+    for (int j = 0; j < 4; j++) {
+        const auto* p = reinterpret_cast<const __m128i*>(bytes + 32 * j);
+        w[j] = {_mm256_cvtepi8_epi16(_mm_xor_si128(_mm_loadu_si128(p), bias)),
+                _mm256_cvtepi8_epi16(_mm_xor_si128(_mm_loadu_si128(p + 1), bias))};
+    }
 }
 
 // A level of 16 bits is looked up as two bytes, and the unpack instructions put them together: byte 8*(j%2) + 2*(row%4) + i of

@@ -11,6 +11,8 @@
 
 #include <cstdint>
 
+#include "cpu/kernels.h"
+
 namespace halfbyte::cpu::HALFBYTE_ISA {
 namespace {
 
@@ -52,38 +54,86 @@ inline void store_i16(int16_t* p, F v) {
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 // --- panels of 16 rows --------------------------------------------------------------------------------------------
-constexpr int kTileRows = 12;
-constexpr int kDirectRows = 4;
+constexpr int kTileRows = 6;  // 12 sums of integers, 12 of floats, 2 of weights, 1 broadcast of the 32 registers
+constexpr int kTilePanels = 2;
+constexpr int kDirectRows = 8;
 
 using F16 = __m512;
 inline F16 load16(const float* p) { return load(p); }
 inline void store16(float* p, F16 v) { store(p, v); }
 inline F16 zero16() { return zero(); }
-inline F16 load_i16x16(const int16_t* p) { return load_i16(p); }
+inline F16 load16_f16(const uint16_t* p) { return load_f16(p); }
 inline F16 add(F16 x, F16 y) { return x + y; }
 inline F16 mul(F16 x, F16 y) { return x * y; }
 
+// 8 registers of integers: bits 6 and 7 of a code say which two hold its entry.
+inline F16 lookup_scales(const uint8_t* codes, const NestedMap& map) {
+    const __m512i index =
+        _mm512_castsi256_si512(_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes))));
+    __m512i quarter[4];
+    for (int i = 0; i < 4; i++)
+        quarter[i] = _mm512_permutex2var_epi16(_mm512_loadu_si512(map.words + 64 * i), index,
+                                               _mm512_loadu_si512(map.words + 64 * i + 32));
+    const __mmask32 bit6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(64));
+    const __mmask32 bit7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(128));
+    const __m512i low = _mm512_mask_blend_epi16(bit6, quarter[0], quarter[1]);
+    const __m512i high = _mm512_mask_blend_epi16(bit6, quarter[2], quarter[3]);
+    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(_mm512_mask_blend_epi16(bit7, low, high))));
+}
+inline float nested_unit(const NestedMap& map) { return map.unit; }
+
 using I16 = __m512i;
 inline I16 zero_i() { return _mm512_setzero_si512(); }
+inline I16 set_i(int32_t v) { return _mm512_set1_epi32(v); }
+inline I16 add_i(I16 x, I16 y) { return _mm512_add_epi32(x, y); }
 inline F16 to_float(I16 x) { return _mm512_cvtepi32_ps(x); }
 
+// Written as assembly because g++ 12 otherwise moves the broadcasts to the front and keeps the accumulators on the stack; the
+// emulation has its own words for these three.
 using Pairs = __m512i;
 using Pair = __m512i;
-inline Pair broadcast_pair(const int16_t* p) {
-    int32_t both;
-    __builtin_memcpy(&both, p, 4);
-    return _mm512_set1_epi32(both);
+using Quads = __m512i;
+using Quad = __m512i;
+#ifndef HALFBYTE_EMULATED
+inline __m512i broadcast4(const uint8_t* p) {
+    struct Four {
+        uint8_t v[4];
+    };
+    __m512i x;
+    asm volatile("vpbroadcastd %1, %0" : "=v"(x) : "m"(*reinterpret_cast<const Four*>(p)));
+    return x;
+}
+inline I16 dot(I16 sum, Pairs w, Pair x) {
+    asm volatile("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+    return sum;
+}
+inline I16 dot_quads(I16 sum, Quads w, Quad x) {
+    asm volatile("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+    return sum;
+}
+#else
+inline __m512i broadcast4(const uint8_t* p) {
+    int32_t all;
+    __builtin_memcpy(&all, p, 4);
+    return _mm512_set1_epi32(all);
 }
 inline I16 dot(I16 sum, Pairs w, Pair x) { return _mm512_dpwssd_epi32(sum, w, x); }
+inline I16 dot_quads(I16 sum, Quads w, Quad x) { return _mm512_dpbusd_epi32(sum, w, x); }
+#endif
+inline Pair broadcast_pair(const int16_t* p) { return broadcast4(reinterpret_cast<const uint8_t*>(p)); }
+inline Quad broadcast_quad(const uint8_t* p) { return broadcast4(p); }
 inline Pairs load_pairs(const int16_t* p) { return _mm512_load_si512(p); }
 inline void store_pairs(int16_t* p, Pairs w) { _mm512_store_si512(p, w); }
-inline Pairs widen_pairs(const uint8_t* p) {
-    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
+inline Quads load_quads(const uint8_t* p) { return _mm512_load_si512(p); }
+inline void store_quads(uint8_t* p, Quads w) { _mm512_store_si512(p, w); }
 
 // In the 32-bit lane of a row there are two 16-bit words: nibble j of word i is column 2j + i. A table that repeats 16 levels
-// ignores bit 4 of the index, so that vpermw needs no mask.
+// ignores bit 4 of the index, so that vpermw needs no mask. The low nibbles of the four bytes are columns 0, 4, 1, 5, the high ones
+// 2, 6, 3, 7: the order of the quads.
 constexpr int nibble_place(int row, int k) { return 2 * (4 * row + 2 * (k % 2)) + k / 2; }
+constexpr int byte_place(int row, int k) { return 64 * (k % 4 / 2) + 4 * row + 2 * (k % 2) + k / 4; }
+#define HALFBYTE_QUADS 1
+constexpr uint8_t kQuadOrder[8] = {0, 4, 1, 5, 2, 6, 3, 7};
 using Levels = __m512i;
 inline Levels load_levels(const int16_t* table) {
     return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(table)));
@@ -94,6 +144,23 @@ inline void unpack_codes(const uint8_t* codes, Levels t, Pairs* w) {
     w[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 4), t);
     w[2] = _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 8), t);
     w[3] = _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 12), t);
+}
+inline void unpack_bytes(const uint8_t* bytes, Pairs* w) {
+    const __m512i bias = _mm512_set1_epi8(-128);
+    for (int i = 0; i < 2; i++) {
+        const __m512i v = _mm512_xor_si512(_mm512_loadu_si512(bytes + 64 * i), bias);
+        w[i] = _mm512_srai_epi16(_mm512_slli_epi16(v, 8), 8);
+        w[i + 2] = _mm512_srai_epi16(v, 8);
+    }
+}
+using Levels8 = __m512i;
+inline Levels8 load_levels8(const uint8_t* table) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+}
+inline void unpack_codes8(const uint8_t* codes, Levels8 t, Quads* w) {
+    const __m512i v = _mm512_loadu_si512(codes), mask = _mm512_set1_epi8(15);
+    w[0] = _mm512_shuffle_epi8(t, _mm512_and_si512(v, mask));
+    w[1] = _mm512_shuffle_epi8(t, _mm512_and_si512(_mm512_srli_epi16(v, 4), mask));
 }
 
 }  // namespace

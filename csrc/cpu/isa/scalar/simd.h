@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "cpu/kernels.h"
+
 namespace halfbyte::cpu::HALFBYTE_ISA {
 namespace {
 
@@ -100,6 +102,7 @@ inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 // --- panels of 16 rows --------------------------------------------------------------------------------------------
 constexpr int kTileRows = 2;    ///< Rows of activations whose accumulators fit in registers, in panel_linear and float_gemm.
+constexpr int kTilePanels = 1;  ///< Panels that share a broadcast of activations in a tile.
 constexpr int kDirectRows = 1;  ///< Up to so many rows, codes are unpacked in registers and not into a buffer.
 
 /// 16 floats, one per row of a panel.
@@ -111,7 +114,7 @@ inline void store16(float* p, F16 x) {
     for (int i = 0; i < 4; i++) store(p + 4 * i, x.v[i]);
 }
 inline F16 zero16() { return {}; }
-inline F16 load_i16x16(const int16_t* p) { return {{load_i16(p), load_i16(p + 4), load_i16(p + 8), load_i16(p + 12)}}; }
+inline F16 load16_f16(const uint16_t* p) { return {{load_f16(p), load_f16(p + 4), load_f16(p + 8), load_f16(p + 12)}}; }
 inline F16 add(F16 x, F16 y) {
     for (int i = 0; i < 4; i++) x.v[i] += y.v[i];
     return x;
@@ -133,11 +136,28 @@ inline F16 fma(F16 x, F y, F16 z) {
     return z;
 }
 
+/// The second-level scales of 16 codes, in units of nested_unit().
+inline F16 lookup_scales(const uint8_t* codes, const NestedMap& map) {
+    F16 y;
+    for (int i = 0; i < 16; i++) y.v[i / 4][i % 4] = map.values[codes[i]];
+    return y;
+}
+inline float nested_unit(const NestedMap&) { return 1; }
+
 /// 16 sums of int32, one per row.
 struct I16 {
     int32_t v[16];
 };
 inline I16 zero_i() { return {}; }
+inline I16 set_i(int32_t v) {
+    I16 x;
+    for (int i = 0; i < 16; i++) x.v[i] = v;
+    return x;
+}
+inline I16 add_i(I16 x, I16 y) {
+    for (int i = 0; i < 16; i++) x.v[i] += y.v[i];
+    return x;
+}
 inline F16 to_float(I16 x) {
     F16 y;
     for (int i = 0; i < 16; i++) y.v[i / 4][i % 4] = float(x.v[i]);
@@ -162,15 +182,37 @@ inline Pairs load_pairs(const int16_t* p) {  // 64-byte aligned
     return w;
 }
 inline void store_pairs(int16_t* p, const Pairs& w) { __builtin_memcpy(p, &w, sizeof w); }  // 64-byte aligned
-inline Pairs widen_pairs(const uint8_t* p) {                                                // 32 signed bytes
-    Pairs w;
-    for (int i = 0; i < 32; i++) w.v[i] = int8_t(p[i]);
+
+/// 1 where the set has products of bytes: unsigned levels (kByteBias added) times signed activations, 4 columns at a time.
+#define HALFBYTE_QUADS 1
+/// Four columns of 16 rows as unsigned bytes: [16][4].
+struct Quads {
+    uint8_t v[64];
+};
+/// The same four columns of one row of activations, for all rows.
+struct Quad {
+    int8_t v[4];
+};
+inline Quad broadcast_quad(const uint8_t* p) { return {{int8_t(p[0]), int8_t(p[1]), int8_t(p[2]), int8_t(p[3])}}; }
+inline I16 dot_quads(I16 sum, const Quads& w, Quad x) {
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 4; j++) sum.v[i] += w.v[4 * i + j] * x.v[j];
+    return sum;
+}
+inline Quads load_quads(const uint8_t* p) {  // 64-byte aligned
+    Quads w;
+    __builtin_memcpy(&w, p, sizeof w);
     return w;
 }
+inline void store_quads(uint8_t* p, const Quads& w) { __builtin_memcpy(p, &w, sizeof w); }  // 64-byte aligned
+/// Columns of a group in the order in which the quads take them: unpack_codes8() gives those of kQuadOrder[0..3] in w[0].
+constexpr uint8_t kQuadOrder[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 
 /// Where the code of (row, column) of a group of 16 rows x 8 columns lies: nibble 2i is the low half of byte i. Each
 /// instruction set has the order that it unpacks fastest.
 constexpr int nibble_place(int row, int k) { return 8 * row + k; }
+/// Where the byte of (row, column) of a group lies. Its first 64 bytes are quad 0, where the set has quads.
+constexpr int byte_place(int row, int k) { return 64 * (k % 2) + 4 * row + k / 2; }
 /// 16 levels, ready for lookup.
 struct Levels {
     const int16_t* table;
@@ -183,6 +225,23 @@ inline void unpack_codes(const uint8_t* codes, Levels t, Pairs* w) {
             w[j].v[2 * row] = t.table[codes[4 * row + j] & 15];
             w[j].v[2 * row + 1] = t.table[codes[4 * row + j] >> 4];
         }
+}
+
+/// A group of bytes (128, kByteBias added) -> the levels of columns 2j, 2j + 1 in w[j].
+inline void unpack_bytes(const uint8_t* bytes, Pairs* w) {
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < 8; k++) w[k / 2].v[2 * row + k % 2] = int16_t(bytes[byte_place(row, k)] - kByteBias);
+}
+/// 16 levels with kByteBias added, ready for lookup.
+struct Levels8 {
+    const uint8_t* table;
+};
+inline Levels8 load_levels8(const uint8_t* table) { return {table}; }
+inline void unpack_codes8(const uint8_t* codes, Levels8 t, Quads* w) {
+    for (int i = 0; i < 64; i++) {
+        w[0].v[i] = t.table[codes[i] & 15];
+        w[1].v[i] = t.table[codes[i] >> 4];
+    }
 }
 
 }  // namespace

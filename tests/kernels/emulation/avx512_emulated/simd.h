@@ -141,6 +141,78 @@ inline __m256i _mm512_cvtsepi32_epi16(__m512i a) {
     for (int i = 0; i < 16; i++) r.v[i] = int16_t(x.v[i] > 32767 ? 32767 : x.v[i] < -32768 ? -32768 : x.v[i]);
     return r;
 }
+struct __m128i {
+    uint8_t v[16];
+};
+using __mmask32 = uint32_t;
+inline __m128i _mm_loadu_si128(const __m128i* p) { return read<__m128i>(p); }
+inline __m256i _mm256_cvtepu8_epi16(__m128i a) {
+    __m256i r;
+    for (int i = 0; i < 16; i++) r.v[i] = a.v[i];
+    return r;
+}
+inline __m512i _mm512_castsi256_si512(__m256i a) {  // the upper half is undefined: 0x5a5a here
+    return each_word([=](int i) { return i < 16 ? a.v[i] : int16_t(0x5a5a); });
+}
+inline __m256i _mm512_castsi512_si256(__m512i a) {
+    __m256i r;
+    for (int i = 0; i < 16; i++) r.v[i] = a.v[i];
+    return r;
+}
+inline __m512i _mm512_permutex2var_epi16(__m512i a, __m512i index, __m512i b) {
+    return each_word([=](int i) { return (index.v[i] & 32) != 0 ? b.v[index.v[i] & 31] : a.v[index.v[i] & 31]; });
+}
+inline __mmask32 _mm512_test_epi16_mask(__m512i a, __m512i b) {
+    __mmask32 mask = 0;
+    for (int i = 0; i < 32; i++) mask |= __mmask32((a.v[i] & b.v[i]) != 0) << i;
+    return mask;
+}
+inline __m512i _mm512_mask_blend_epi16(__mmask32 mask, __m512i a, __m512i b) {
+    return each_word([=](int i) { return (mask >> i & 1) != 0 ? b.v[i] : a.v[i]; });
+}
+inline __m512i _mm512_set1_epi16(int16_t x) {
+    return each_word([=](int) { return x; });
+}
+inline __m512i _mm512_set1_epi8(char x) { return _mm512_set1_epi16(int16_t(uint8_t(x) * 0x0101)); }
+inline __m512i _mm512_xor_si512(__m512i a, __m512i b) {
+    return each_word([=](int i) { return int16_t(a.v[i] ^ b.v[i]); });
+}
+inline __m512i _mm512_and_si512(__m512i a, __m512i b) {
+    return each_word([=](int i) { return int16_t(a.v[i] & b.v[i]); });
+}
+inline __m512i _mm512_slli_epi16(__m512i a, int count) {
+    return each_word([=](int i) { return int16_t(uint16_t(a.v[i]) << count); });
+}
+inline __m512i _mm512_srai_epi16(__m512i a, int count) {
+    return each_word([=](int i) { return int16_t(a.v[i] >> count); });
+}
+inline __m512i _mm512_add_epi32(__m512i a, __m512i b) {
+    const Ints x = bits_as<Ints>(a), y = bits_as<Ints>(b);
+    return each_int([=](int i) { return int32_t(uint32_t(x.v[i]) + uint32_t(y.v[i])); });
+}
+struct Bytes64 {
+    uint8_t v[64];
+};
+inline __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
+    const Ints s = bits_as<Ints>(sum);
+    const Bytes64 x = bits_as<Bytes64>(a), y = bits_as<Bytes64>(b);
+    return each_int([=](int i) {
+        int32_t total = s.v[i];
+        for (int j = 4 * i; j < 4 * i + 4; j++) total += int32_t(x.v[j]) * int8_t(y.v[j]);
+        return total;
+    });
+}
+inline __m512i _mm512_broadcast_i32x4(__m128i a) {
+    Bytes64 r;
+    for (int i = 0; i < 64; i++) r.v[i] = a.v[i % 16];
+    return bits_as<__m512i>(r);
+}
+inline __m512i _mm512_shuffle_epi8(__m512i a, __m512i b) {
+    const Bytes64 x = bits_as<Bytes64>(a), y = bits_as<Bytes64>(b);
+    Bytes64 r;
+    for (int i = 0; i < 64; i++) r.v[i] = (y.v[i] & 128) != 0 ? 0 : x.v[i / 16 * 16 + (y.v[i] & 15)];
+    return bits_as<__m512i>(r);
+}
 inline __m512 _mm512_cvtepi32_ps(__m512i a) {
     const Ints x = bits_as<Ints>(a);
     return each([=](int i) { return float(x.v[i]); });

@@ -1,0 +1,90 @@
+// Scales and offsets of a panel as float32, a few blocks at a time, whatever the form they are stored in.
+#pragma once
+
+#include "cpu/ops/ops.h"
+
+namespace halfbyte::cpu::HALFBYTE_ISA {
+namespace {
+
+constexpr int kPieceBlocks = kPieceCols / 32;
+
+/// The scales (and offsets) of consecutive blocks of one panel. Blocks must be asked for in ascending order.
+class PanelScales {
+public:
+    void begin(const Panels& w, int64_t panel) {
+        w_ = w, panel_ = panel;
+        blocks_ = w.cols / w.block / w.scale_repeat, at_ = panel * blocks_ * kPanelRows;
+        crossing_ = 0;
+        scales_ = offsets_ = nullptr;
+    }
+
+    /// Blocks [first, last) of the kernel, at most kPieceBlocks: scales()[(b - first) * 16 + row], offsets() likewise or null.
+    void load(int64_t first, int64_t last) {
+        if (w_.scale_form == ScaleForm::f32 && w_.scale_repeat == 1) {
+            scales_ = static_cast<const float*>(w_.scales) + at_ + first * kPanelRows;
+            if (w_.offsets != nullptr) offsets_ = static_cast<const float*>(w_.offsets) + at_ + first * kPanelRows;
+            return;
+        }
+        if (w_.scale_form == ScaleForm::nested)
+            load_nested(first, last);
+        else
+            convert(w_.scales, first, last, scale_memory_);
+        scales_ = scale_memory_;
+        if (w_.offsets == nullptr) return;
+        convert(w_.offsets, first, last, offset_memory_);
+        offsets_ = offset_memory_;
+    }
+    const float* scales() const { return scales_; }
+    const float* offsets() const { return offsets_; }
+
+private:
+    void convert(const void* from, int64_t first, int64_t last, float* to) const {
+        for (int64_t b = first; b < last; b++, to += kPanelRows) {
+            const int64_t at = at_ + (w_.scale_repeat == 1 ? b : b / w_.scale_repeat) * kPanelRows;
+            store16(to, w_.scale_form == ScaleForm::f16 ? load16_f16(static_cast<const uint16_t*>(from) + at)
+                                                        : load16(static_cast<const float*>(from) + at));
+        }
+    }
+
+    /// scale = map[code] * nested[block of the row-major weight >> shift] + offset, as bitsandbytes decodes it. The lanes of a
+    /// panel are rows: each passes from one second-level block to the next at a place of its own.
+    void load_nested(int64_t first, int64_t last) {
+        const auto* codes = static_cast<const uint8_t*>(w_.scales) + at_;
+        float* to = scale_memory_;
+        const int64_t repeat = w_.scale_repeat;
+        for (int64_t own = first / repeat; own * repeat < last; own++) {
+            if (own >= crossing_) find_nested(own);
+            const F16 scale = fma(lookup_scales(codes + own * kPanelRows, *w_.nested_map), load16(nested_), load16(offset_));
+            const int64_t end = min_of((own + 1) * repeat, last);
+            for (int64_t b = max_of(own * repeat, first); b < end; b++, to += kPanelRows) store16(to, scale);
+        }
+    }
+    void find_nested(int64_t own) {
+        const int64_t mask = (int64_t(1) << w_.nested_shift) - 1;
+        crossing_ = blocks_;
+        for (int64_t lane = 0; lane < kPanelRows; lane++) {
+            const int64_t row = panel_ * kPanelRows + lane;
+            if (row >= w_.rows) {
+                nested_[lane] = offset_[lane] = 0;
+                continue;
+            }
+            const int64_t block = row * blocks_ + own;
+            nested_[lane] = w_.nested[block >> w_.nested_shift] * nested_unit(*w_.nested_map);
+            offset_[lane] = w_.nested_offset;
+            crossing_ = min_of(crossing_, own + (mask + 1) - (block & mask));
+        }
+    }
+
+    Panels w_;
+    int64_t blocks_, at_, panel_;  // blocks_: of the source in a row; at_: the panel's first scale
+    int64_t crossing_;             // first own block at which a lane passes on
+    const float* scales_;
+    const float* offsets_;
+    alignas(64) float nested_[kPanelRows];
+    alignas(64) float offset_[kPanelRows];
+    alignas(64) float scale_memory_[kPieceBlocks * kPanelRows];
+    alignas(64) float offset_memory_[kPieceBlocks * kPanelRows];
+};
+
+}  // namespace
+}  // namespace halfbyte::cpu::HALFBYTE_ISA
