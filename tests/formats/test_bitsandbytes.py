@@ -11,6 +11,7 @@ import torch
 from bitsandbytes import functional as bnb
 
 from halfbyte import _core
+from oracle.bnb4 import dequantize_4bit
 
 SHAPES = [(96, 200), (64, 256), (33, 70), (1, 2), (5, 66), (3, 4098), (257, 64)]
 BLOCK_SIZES = [32, 64, 128, 256, 512, 1024, 2048, 4096]
@@ -29,8 +30,8 @@ def bits(values: Any) -> np.ndarray:
 
 
 def decoded(packed: torch.Tensor, state: Any) -> np.ndarray:
-    """bitsandbytes' values as float32. It returns the transpose where everything fits in one byte."""
-    return bnb.dequantize_4bit(packed, state).float().reshape(state.shape).numpy()
+    """bitsandbytes' values as float32."""
+    return dequantize_4bit(packed, state).float().numpy()
 
 
 def assert_same_values(ours: Any, expected: Any, kind: str, where: str = "") -> None:

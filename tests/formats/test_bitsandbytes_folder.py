@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from halfbyte import _core
+from oracle.bnb4 import dequantize_4bit
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def check_against(model: Any, folder: Path) -> None:
         weight = checkpoint.weight(name)
         if hasattr(parameter, "quant_state"):
             # bitsandbytes decodes to the dtype of the model, float32 here: no rounding.
-            expected = bnb.dequantize_4bit(parameter.data, parameter.quant_state)
+            expected = dequantize_4bit(parameter.data, parameter.quant_state)
             assert weight.format == parameter.quant_state.quant_type
             assert weight.block_size == parameter.quant_state.blocksize
             quantized += 1
@@ -108,7 +109,7 @@ def test_other_block_sizes(tmp_path: Path) -> None:
         save_file({"w.weight": packed, **parts}, folder / "model.safetensors")
         weight = _core.Checkpoint(str(folder)).weight("w.weight")
         assert weight.block_size == block_size
-        np.testing.assert_array_equal(weight.dequantize(), bnb.dequantize_4bit(packed, state).numpy())
+        np.testing.assert_array_equal(weight.dequantize(), dequantize_4bit(packed, state).numpy())
 
 
 # --- broken files ---------------------------------------------------------------------------------------------------

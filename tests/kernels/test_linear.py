@@ -70,8 +70,8 @@ def test_error_against_float64(make_ops, rng, fmt, precision):
             assert error <= (6e-4 if precision == "high" else 2e-2), (m, k, n)
         errors.append(np.sum((found - exact) ** 2))
         norms.append(np.sum(exact**2))
-    # Over all shapes. Integers over a normal distribution: 1e-4 of the activations; 1.1e-4 of NF4 levels, 1.8e-4 of float
-    # weights. Bytes: 5.3e-3 of the activations, 5.5e-3 of NF4 levels.
+    # Over all shapes. Integers over a normal distribution: 1e-4 of the activations; 1.1e-4 of NF4 levels, 1.8e-4 of
+    # float weights. Bytes: 5.3e-3 of the activations, 5.5e-3 of NF4 levels.
     overall = np.sqrt(sum(errors) / sum(norms))
     assert overall <= {"float32": 1e-6, "high": 3e-4, "fast": 9e-3}[precision]
     assert overall > 0  # a product of random numbers is never exact: the comparison is not with itself

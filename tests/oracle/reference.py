@@ -40,6 +40,7 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from oracle import gguf_files
+from oracle.bnb4 import dequantize_4bit
 from oracle.rope import rope_frequencies
 
 Array = NDArray[np.float64]
@@ -61,7 +62,7 @@ def folder_weights(folder: Path) -> dict[str, torch.Tensor]:
             {key.removeprefix(weight + "."): part for key, part in parts.items()}, torch.device("cpu")
         )
         state.dtype = torch.float32
-        out[weight] = bnb.dequantize_4bit(tensors.pop(weight), state)
+        out[weight] = dequantize_4bit(tensors.pop(weight), state)
     return out | tensors
 
 
@@ -107,7 +108,7 @@ def _rounded(weight: torch.Tensor, format: str) -> torch.Tensor:
     """[out, in] in a 4-bit format (bitsandbytes, double-quantised scales), in 16 bits or in gguf's Q8_0, and back."""
     if format in ("nf4", "fp4"):
         codes, state = bnb.quantize_4bit(weight.contiguous(), blocksize=64, compress_statistics=True, quant_type=format)
-        return bnb.dequantize_4bit(codes, state)
+        return dequantize_4bit(codes, state)
     if format == "int8":
         q8_0 = gguf.GGMLQuantizationType.Q8_0
         return torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), q8_0), q8_0))
