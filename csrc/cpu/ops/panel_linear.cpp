@@ -9,7 +9,7 @@ namespace halfbyte::cpu::HALFBYTE_ISA {
 namespace {
 
 constexpr int64_t kChunkRows = 192;               // rows of activations that share an unpacked piece
-constexpr int64_t kTileCols = 512 / kTilePanels;  // of a panel unpacked at a time: 16 KiB of int16 in all
+constexpr int64_t kTileCols = 512 / kTilePanels;  // of a panel multiplied at a time: 16 KiB of int16 in all
 constexpr int64_t kPrefetchBytes = 2048;
 
 /// A piece of one panel, unpacked: vectors of 64 bytes in the order of the columns.
@@ -18,7 +18,8 @@ struct Piece {
 };
 
 // A reader takes a group of 8 columns x 16 rows of levels apart into kVectors vectors, each of which is multiplied by 4 bytes
-// of activations: pairs of int16 (precision high) or quads of bytes (precision fast).
+// of activations: pairs of int16 (precision high) or quads of bytes (precision fast). kInPlace: the levels lie in memory as they
+// are multiplied, and need no buffer.
 struct Pairwise {
     using Vector = Pairs;
     static constexpr int kVectors = 4;
@@ -30,14 +31,17 @@ struct Pairwise {
 };
 struct CodePairs : Pairwise {
     Levels levels;
+    static constexpr bool kInPlace = false;
     static constexpr int64_t kGroupBytes = 64;
     void unpack(const uint8_t* p, Pairs* w) const { unpack_codes(p, levels, w); }
 };
 struct BytePairs : Pairwise {
+    static constexpr bool kInPlace = false;
     static constexpr int64_t kGroupBytes = 128;
     void unpack(const uint8_t* p, Pairs* w) const { unpack_bytes(p, w); }
 };
 struct WordPairs : Pairwise {
+    static constexpr bool kInPlace = true;
     static constexpr int64_t kGroupBytes = 256;
     void unpack(const uint8_t* p, Pairs* w) const {
         for (int j = 0; j < 4; j++) w[j] = load(p + 64 * j);
@@ -55,10 +59,12 @@ struct Quadwise {
 };
 struct CodeQuads : Quadwise {
     Levels8 levels;
+    static constexpr bool kInPlace = false;
     static constexpr int64_t kGroupBytes = 64;
     void unpack(const uint8_t* p, Quads* w) const { unpack_codes8(p, levels, w); }
 };
 struct ByteQuads : Quadwise {
+    static constexpr bool kInPlace = true;
     static constexpr int64_t kGroupBytes = 128;
     void unpack(const uint8_t* p, Quads* w) const { w[0] = load_quads(p), w[1] = load_quads(p + 64); }
 };
@@ -147,10 +153,10 @@ inline void direct(const Panels& w, const Reader& reader, const QuantizedRows& x
 /// kPanels unpacked panels times kRows rows over the blocks [b0, b1): sums [kRows][kPanels][16] += the scaled products.
 /// values: of the first row, at block b0.
 template <int kRows, int kPanels, class Reader>
-void tile(const QuantizedRows& x, const PanelScales* scales, const Piece* pieces, int64_t block, F inverse_unit, int64_t b0,
-          int64_t b1, int64_t r0, const uint8_t* values, float* sums) {
+void tile(const QuantizedRows& x, const PanelScales* scales, const uint8_t* const* pieces, int64_t block, F inverse_unit,
+          int64_t b0, int64_t b1, int64_t r0, const uint8_t* values, float* sums) {
     const uint8_t* piece[kPanels];
-    for (int p = 0; p < kPanels; p++) piece[p] = pieces[p].levels;
+    for (int p = 0; p < kPanels; p++) piece[p] = pieces[p];
     const int64_t stride = x.stride;
     F16 acc[kPanels][kRows];
 #pragma GCC unroll 2
@@ -198,7 +204,7 @@ template <int... kRest>
 struct UpTo<0, kRest...> {
     using type = Sizes<kRest...>;
 };
-using Tile = void (*)(const QuantizedRows&, const PanelScales*, const Piece*, int64_t, F, int64_t, int64_t, int64_t,
+using Tile = void (*)(const QuantizedRows&, const PanelScales*, const uint8_t* const*, int64_t, F, int64_t, int64_t, int64_t,
                       const uint8_t*, float*);
 template <class Reader, int kPanels, int... kSizes>
 inline Tile choose_tile(int64_t rows, Sizes<kSizes...>) {
@@ -210,7 +216,8 @@ inline Tile choose_tile(int64_t rows, Sizes<kSizes...>) {
 template <int kPanels, class Reader>
 void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& out,
                         int64_t panel, int64_t chunk, int64_t rows) {
-    Piece pieces[kPanels];
+    Piece unpacked[Reader::kInPlace ? 1 : kPanels];
+    const uint8_t* pieces[kPanels];
     alignas(64) float acc[kChunkRows * kPanels * kPanelRows];  // [rows][kPanels][16]
     const int64_t blocks = w.cols / w.block, piece_blocks = kTileCols / w.block, groups = w.block / kGroupCols;
     const int64_t tiles = (rows + kTileRows - 1) / kTileRows;  // of as equal a size as can be
@@ -224,11 +231,15 @@ void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRo
         for (int p = 0; p < kPanels; p++) {
             scales[p].load(b0, b1);
             const uint8_t* levels = w.levels + (panel + p) * panel_bytes + b0 * groups * Reader::kGroupBytes;
-            for (int64_t g = 0; g < (b1 - b0) * groups; g++, levels += Reader::kGroupBytes) {
-                typename Reader::Vector vectors[Reader::kVectors];
-                reader.unpack(levels, vectors);
-                for (int j = 0; j < Reader::kVectors; j++)
-                    Reader::store(pieces[p].levels + (g * Reader::kVectors + j) * 64, vectors[j]);
+            pieces[p] = levels;
+            if constexpr (!Reader::kInPlace) {
+                uint8_t* to = unpacked[p].levels;
+                pieces[p] = to;
+                for (int64_t g = 0; g < (b1 - b0) * groups; g++, levels += Reader::kGroupBytes) {
+                    typename Reader::Vector vectors[Reader::kVectors];
+                    reader.unpack(levels, vectors);
+                    for (int j = 0; j < Reader::kVectors; j++, to += 64) Reader::store(to, vectors[j]);
+                }
             }
         }
         for (int64_t t = 0; t < tiles; t++) {

@@ -6,23 +6,62 @@
 namespace halfbyte::cpu::HALFBYTE_ISA {
 namespace {
 
-/// The largest magnitude of a block and what makes it `limit`; blocks that hold a NaN or an infinity have scale NaN.
+constexpr float kTiny = 0x1p-60f;  // below it the inverse of a scale would overflow: everything is moved up first
+
+/// What makes the largest magnitude of a block `limit`; blocks that hold a NaN or an infinity have scale NaN and integers of 0.
 struct BlockScale {
     float up, inverse, scale;  ///< integer = x * up * inverse; x = integer * scale
-    bool empty;                ///< all zero, or not finite: the integers are zeros
 };
-inline BlockScale block_scale(const float* x, int64_t block, int limit) {
-    F peaks = zero(), poison = zero();
-    for (int64_t i = 0; i < block; i += kF) {
-        const F v = load(x + i);
-        peaks = vmax(peaks, vabs(v));
-        poison = fma(v, zero(), poison);  // NaN once there is a NaN or an infinity
+inline BlockScale block_scale(float peak, bool finite, int limit) {
+    if (!finite) return {0, 0, NAN};
+    if (peak == 0) return {0, 0, 0};
+    const float up = peak < kTiny ? 0x1p60f : 1.0f;
+    return {up, float(limit) / (peak * up), peak / float(limit)};
+}
+
+/// The largest magnitude of each block and of all, or false where one holds a NaN or an infinity.
+inline bool block_peaks(const float* x, int64_t block, int64_t blocks, float* peaks, float* highest) {
+    F poison = zero();  // NaN once there is a NaN or an infinity
+    *highest = 0;
+    for (int64_t b = 0; b < blocks; b++, x += block) {
+        F peak = zero();
+        for (int64_t i = 0; i < block; i += kF) {
+            const F v = load(x + i);
+            peak = vmax(peak, vabs(v));
+            poison = fma(v, zero(), poison);
+        }
+        peaks[b] = reduce_max(peak);
+        *highest = max_of(*highest, peaks[b]);
     }
-    const float peak = reduce_max(peaks), bad = reduce_add(poison);
-    if (bad != bad || peak == 0) return {1, 0, bad, true};
-    // Where limit / peak would overflow, everything is moved up by 2^60 first.
-    const float up = peak < 0x1p-60f ? 0x1p60f : 1.0f;
-    return {up, float(limit) / (peak * up), peak / float(limit), false};
+    const float bad = reduce_add(poison);
+    return bad == bad;
+}
+
+inline bool all_finite(const float* x, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (!(x[i] - x[i] == 0)) return false;
+    return true;
+}
+
+constexpr int64_t kRun = 64;  // blocks whose peaks are found before their integers
+
+/// One block of x in units of its scale: make(column, exact, rounded to integers).
+template <class Make>
+inline void round_block(const float* x, int64_t block, BlockScale s, Make make) {
+    if (s.inverse == 0) {  // of a NaN, too
+        for (int64_t i = 0; i < block; i += kF) make(i, zero(), zero());
+    } else if (s.up == 1) {
+        const F inverse = set(s.inverse);
+        for (int64_t i = 0; i < block; i += kF) {
+            const F v = load(x + i) * inverse;
+            make(i, v, round_even(v));
+        }
+    } else {
+        for (int64_t i = 0; i < block; i += kF) {
+            const F v = load(x + i) * set(s.up) * set(s.inverse);
+            make(i, v, round_even(v));
+        }
+    }
 }
 
 }  // namespace
@@ -30,29 +69,30 @@ inline BlockScale block_scale(const float* x, int64_t block, int limit) {
 void quantize_row(const float* x, int64_t cols, int64_t block, int16_t* values, float* scales, float* sums, int64_t stride,
                   double* error2, double* norm2) {
     double errors = 0, squares = 0;
-    for (int64_t b = 0; b < cols / block; b++, x += block, values += block) {
-        const BlockScale s = block_scale(x, block, kActivationMax);
-        if (s.empty) {
-            for (int64_t i = 0; i < block; i++) values[i] = 0;
-            scales[b * stride] = sums[b * stride] = s.scale;
-            continue;
+    float peaks[kRun];
+    for (int64_t first = 0; first < cols / block; first += kRun) {
+        const int64_t count = min_of(kRun, cols / block - first);
+        float highest;
+        const bool finite = block_peaks(x, block, count, peaks, &highest);
+        // In units of the highest peak of the run: the square of an activation may overflow.
+        F error = zero(), square = zero();
+        for (int64_t b = 0; b < count; b++, x += block, values += block) {
+            const BlockScale s = block_scale(peaks[b], finite || all_finite(x, block), kActivationMax);
+            const F relative = set(finite && highest > 0 ? s.scale / highest : 0.0f);
+            F sum = zero();
+            round_block(x, block, s, [&](int64_t i, F v, F r) {
+                store_i16(values + i, r);
+                sum = sum + r;
+                const F e = (v - r) * relative, q = r * relative;
+                error = fma(e, e, error);
+                square = fma(q, q, square);
+            });
+            scales[(first + b) * stride] = s.scale;
+            if (sums != nullptr) sums[(first + b) * stride] = s.scale * reduce_add(sum);
         }
-        F sum = zero(), error = zero(), square = zero();
-        for (int64_t i = 0; i < block; i += kF) {
-            const F v = load(x + i) * set(s.up) * set(s.inverse);
-            const F r = round_even(v);
-            store_i16(values + i, r);
-            sum = sum + r;
-            // In units of the peak: the square of an activation may overflow.
-            const F e = (v - r) * set(1.0f / float(kActivationMax));
-            error = fma(e, e, error);
-            square = fma(r, r, square);
-        }
-        scales[b * stride] = s.scale;
-        sums[b * stride] = s.scale * reduce_add(sum);
-        const double peak = double(s.scale) * kActivationMax, unit = peak * peak;
+        const double unit = double(highest) * double(highest);
         errors += unit * double(reduce_add(error));
-        squares += unit * double(reduce_add(square)) / (double(kActivationMax) * double(kActivationMax));
+        squares += unit * double(reduce_add(square));
     }
     *error2 = errors, *norm2 = squares;
 }
@@ -60,21 +100,26 @@ void quantize_row(const float* x, int64_t cols, int64_t block, int16_t* values, 
 void quantize_row8(const float* x, int64_t cols, int64_t block, uint8_t* values, float* scales, float* sums, int32_t* starts,
                    int64_t stride) {
 #if HALFBYTE_QUADS
-    for (int64_t b = 0; b < cols / block; b++, x += block, values += block) {
-        const BlockScale s = block_scale(x, block, kActivationMax8);
-        F sum = zero();
-        int16_t integers[64];
-        for (int64_t i = 0; i < block; i += kF) {
-            const F r = s.empty ? zero() : round_even(load(x + i) * set(s.up) * set(s.inverse));
-            store_i16(integers + i, r);
-            sum = sum + r;
+    float peaks[kRun];
+    for (int64_t first = 0; first < cols / block; first += kRun) {
+        const int64_t count = min_of(kRun, cols / block - first);
+        float highest;
+        const bool finite = block_peaks(x, block, count, peaks, &highest);
+        for (int64_t b = 0; b < count; b++, x += block, values += block) {
+            const BlockScale s = block_scale(peaks[b], finite || all_finite(x, block), kActivationMax8);
+            alignas(64) int16_t words[64];
+            F sum = zero();
+            round_block(x, block, s, [&](int64_t i, F, F r) {
+                store_i16(words + i, r);
+                sum = sum + r;
+            });
+            store_quads_of(words, block, values);
+            const float total = reduce_add(sum);
+            const int64_t at = (first + b) * stride;
+            scales[at] = s.scale;
+            if (sums != nullptr) sums[at] = s.scale * total;
+            starts[at] = -kByteBias * int32_t(total);
         }
-        for (int64_t g = 0; g < block; g += kGroupCols)
-            for (int i = 0; i < kGroupCols; i++) values[g + i] = uint8_t(integers[g + kQuadOrder[i]]);
-        const float total = reduce_add(sum);
-        scales[b * stride] = s.scale;
-        sums[b * stride] = s.scale * total;
-        starts[b * stride] = -kByteBias * int32_t(total);
     }
 #else
     (void)x, (void)cols, (void)block, (void)values, (void)scales, (void)sums, (void)starts, (void)stride;

@@ -134,6 +134,14 @@ constexpr int nibble_place(int row, int k) { return 2 * (4 * row + 2 * (k % 2)) 
 constexpr int byte_place(int row, int k) { return 64 * (k % 4 / 2) + 4 * row + 2 * (k % 2) + k / 4; }
 #define HALFBYTE_QUADS 1
 constexpr uint8_t kQuadOrder[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+inline void store_quads_of(const int16_t* words, int64_t n, uint8_t* values) {
+    alignas(16) static constexpr uint8_t kWords[16] = {0, 1, 8,  9,  2, 3, 10, 11,
+                                                       4, 5, 12, 13, 6, 7, 14, 15};  // of kQuadOrder
+    const __m512i order = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kWords)));
+    for (int64_t i = 0; i < n; i += 32)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i),
+                            _mm512_cvtepi16_epi8(_mm512_shuffle_epi8(_mm512_loadu_si512(words + i), order)));
+}
 using Levels = __m512i;
 inline Levels load_levels(const int16_t* table) {
     return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(table)));

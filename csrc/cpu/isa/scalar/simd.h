@@ -199,14 +199,19 @@ inline I16 dot_quads(I16 sum, const Quads& w, Quad x) {
         for (int j = 0; j < 4; j++) sum.v[i] += w.v[4 * i + j] * x.v[j];
     return sum;
 }
+/// Columns of a group in the order in which the quads take them: unpack_codes8() gives those of kQuadOrder[0..3] in w[0].
+constexpr uint8_t kQuadOrder[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+/// values[i] of each group of 8 = words[kQuadOrder[i]], n words in -127..127, n a multiple of 32.
+inline void store_quads_of(const int16_t* words, int64_t n, uint8_t* values) {
+    for (int64_t g = 0; g < n; g += 8)
+        for (int i = 0; i < 8; i++) values[g + i] = uint8_t(words[g + kQuadOrder[i]]);
+}
 inline Quads load_quads(const uint8_t* p) {  // 64-byte aligned
     Quads w;
     __builtin_memcpy(&w, p, sizeof w);
     return w;
 }
 inline void store_quads(uint8_t* p, const Quads& w) { __builtin_memcpy(p, &w, sizeof w); }  // 64-byte aligned
-/// Columns of a group in the order in which the quads take them: unpack_codes8() gives those of kQuadOrder[0..3] in w[0].
-constexpr uint8_t kQuadOrder[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 
 /// Where the code of (row, column) of a group of 16 rows x 8 columns lies: nibble 2i is the low half of byte i. Each
 /// instruction set has the order that it unpacks fastest.

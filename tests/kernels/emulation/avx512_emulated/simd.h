@@ -213,6 +213,11 @@ inline __m512i _mm512_shuffle_epi8(__m512i a, __m512i b) {
     for (int i = 0; i < 64; i++) r.v[i] = (y.v[i] & 128) != 0 ? 0 : x.v[i / 16 * 16 + (y.v[i] & 15)];
     return bits_as<__m512i>(r);
 }
+inline __m256i _mm512_cvtepi16_epi8(__m512i a) {
+    __m256i r;
+    for (int i = 0; i < 16; i++) r.v[i] = int16_t((a.v[2 * i] & 255) | (a.v[2 * i + 1] & 255) << 8);
+    return r;
+}
 inline __m512 _mm512_cvtepi32_ps(__m512i a) {
     const Ints x = bits_as<Ints>(a);
     return each([=](int i) { return float(x.v[i]); });
