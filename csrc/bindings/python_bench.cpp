@@ -13,11 +13,12 @@ void bind_bench(py::module_& m) {
         py::arg("threads") = 0, py::arg("seconds") = 0.3);
     m.def(
         "peak_gflops",
-        [](int threads, double seconds) {
+        [](int threads, double seconds, const std::string& arithmetic) {
+            const Arithmetic kind = parse_arithmetic(arithmetic);
             const py::gil_scoped_release release;
-            return peak_gflops({threads, seconds});
+            return peak_gflops(kind, {threads, seconds});
         },
-        py::arg("threads") = 0, py::arg("seconds") = 0.3);
+        py::arg("threads") = 0, py::arg("seconds") = 0.3, py::arg("arithmetic") = "float32");
 }
 
 }  // namespace halfbyte::python

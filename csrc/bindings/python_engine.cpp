@@ -1,5 +1,8 @@
+#include <algorithm>
+
 #include "bindings/python.h"
 #include "core/error.h"
+#include "runtime/decoder.h"
 #include "runtime/engine.h"
 
 namespace halfbyte::python {
@@ -36,8 +39,8 @@ py::array_t<float> matrix(size_t rows, int64_t cols, F compute) {
 }
 
 std::shared_ptr<Engine> load(const std::string& path, const std::string& device, int threads, const std::string& precision,
-                             const std::string& quantize, const py::object& progress) {
-    EngineOptions options{device, threads, parse_precision(precision), quantize, {}};
+                             const std::string& quantize, const py::object& progress, const std::string& output_layer) {
+    EngineOptions options{device, threads, parse_precision(precision), quantize, output_layer, {}};
     options.progress = [&](double done) {
         const py::gil_scoped_acquire locked;
         if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C
@@ -106,6 +109,28 @@ std::unique_ptr<PyGeneration> generate(const std::shared_ptr<Engine>& engine, co
         find_adapter(*engine, adapter)};
     const std::span<const int32_t> tokens = view(prompt, "prompt");
     return std::unique_ptr<PyGeneration>(new PyGeneration{Generation(engine, tokens, std::move(options)), {}});
+}
+
+void bind_decoder(py::module_& m) {
+    py::class_<BatchDecoder>(m, "BatchDecoder")
+        .def(py::init([](const std::shared_ptr<Engine>& engine, int64_t sequences, int64_t capacity,
+                         const std::optional<std::string>& adapter) {
+                 return std::make_unique<BatchDecoder>(engine, sequences, capacity, find_adapter(*engine, adapter));
+             }),
+             py::arg("engine"), py::arg("sequences"), py::arg("capacity"), py::arg("adapter"))
+        .def(
+            "extend",
+            [](BatchDecoder& self, const Vector<int32_t>& tokens, const Vector<int64_t>& lengths) {
+                const std::span<const int32_t> ids = view(tokens, "tokens");
+                const std::span<const int64_t> counts = view(lengths, "lengths");
+                const py::gil_scoped_release unlocked;
+                self.extend(ids, counts);
+            },
+            py::arg("tokens"), py::arg("lengths"))
+        .def_property_readonly("logits", [](const BatchDecoder& self) {
+            return matrix(size_t(self.sequences()), self.vocab_size(),
+                          [&](float* out) { std::copy(self.logits().begin(), self.logits().end(), out); });
+        });
 }
 
 // Tests hold these two against the reference packages.
@@ -186,7 +211,7 @@ void bind_engine(py::module_& m) {
     using AdapterName = std::optional<std::string>;
     py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
         .def_static("load", &load, py::arg("path"), py::arg("device"), py::arg("threads"), py::arg("precision"),
-                    py::arg("quantize"), py::arg("progress"))
+                    py::arg("quantize"), py::arg("progress"), py::arg("output_layer") = "")
         .def("info", &info)
         .def(
             "logits",
@@ -257,6 +282,7 @@ void bind_engine(py::module_& m) {
         .def("generate", &generate, py::arg("prompt"), py::arg("max_tokens"), py::arg("temperature"), py::arg("top_k"),
              py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"), py::arg("presence_penalty"),
              py::arg("frequency_penalty"), py::arg("seed"), py::arg("stop"), py::arg("stop_tokens"), py::arg("adapter"));
+    bind_decoder(m);
 }
 
 }  // namespace halfbyte::python

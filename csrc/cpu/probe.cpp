@@ -1,4 +1,4 @@
-// The two roofs of a roofline, on the processor at hand. This file is compiled without flags for an instruction set: every
+// The roofs of a roofline, on the processor at hand. This file is compiled without flags for an instruction set: every
 // function that uses one names it in a target attribute and is called only where the processor has it.
 #include "device/probe.h"
 
@@ -15,6 +15,7 @@
 #include "core/thread_pool.h"
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -26,12 +27,14 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// One processor's way to do either measurement. `read` touches every byte of [data, data + bytes), bytes a multiple of 512;
-// `multiply_add` does kChains * `lanes` fused multiply-adds per round. Both return a value that depends on all their work.
-struct Probe {
-    uint64_t (*read)(const unsigned char* data, size_t bytes);
-    float (*multiply_add)(int64_t rounds);
-    int lanes;
+// Touches every byte of [data, data + bytes), bytes a multiple of 512; the value depends on all of them.
+using Read = uint64_t (*)(const unsigned char* data, size_t bytes);
+
+// One processor's way to multiply: `run` does kChains * `products` multiply-adds per round, and its value depends on all of
+// them. Null where it has none.
+struct Multiply {
+    float (*run)(int64_t rounds);
+    int products;
 };
 
 // Independent accumulators: more than latency * throughput (4 or 5 cycles * 2) of any processor that has these vectors, and
@@ -65,6 +68,20 @@ float multiply_add_scalar(int64_t rounds) {
     return sum;
 }
 
+// The sums wrap around, as those of vector instructions do: hence unsigned.
+template <class Element>
+float multiply_add_integers(int64_t rounds) {
+    uint32_t accumulators[kChains * 4] = {};
+    volatile Element source = 3;  // unknown to the compiler, which would else sum the rounds by one multiplication
+    for (int64_t i = 0; i < rounds; i++) {
+        const int32_t factor = source;
+        for (uint32_t& accumulator : accumulators) accumulator += uint32_t(factor * int32_t(Element(accumulator)));
+    }
+    uint32_t sum = 0;
+    for (uint32_t accumulator : accumulators) sum += accumulator;
+    return float(sum);
+}
+
 #if defined(__x86_64__)
 
 __attribute__((target("avx2,fma"))) uint64_t read_avx2(const unsigned char* data, size_t bytes) {
@@ -91,6 +108,81 @@ __attribute__((target("avx2,fma"))) float multiply_add_avx2(int64_t rounds) {
     }
     for (int j = 1; j < kChains; j++) accumulators[0] = _mm256_add_ps(accumulators[0], accumulators[j]);
     return _mm256_cvtss_f32(accumulators[0]);
+}
+
+// kChains accumulators of `Vector`, each given to EXPRESSION (in which it is called `sum`) once a round. The empty asm keeps
+// the factors unknown to the compiler, which would else take what does not change out of the loop.
+#define HALFBYTE_INTEGER_CHAINS(Vector, zero, factor, add, lowest, EXPRESSION) \
+    Vector sums[kChains];                                                      \
+    for (Vector& sum : sums) sum = zero;                                       \
+    Vector a = factor, b = factor;                                             \
+    for (int64_t i = 0; i < rounds; i++) {                                     \
+        _Pragma("GCC unroll 12") for (int j = 0; j < kChains; j++) {           \
+            asm volatile("" : "+v"(a));                                        \
+            const Vector sum = sums[j];                                        \
+            sums[j] = EXPRESSION;                                              \
+        }                                                                      \
+    }                                                                          \
+    for (int j = 1; j < kChains; j++) sums[0] = add(sums[0], sums[j]);         \
+    return float(lowest(sums[0]))
+
+__attribute__((target("avx2"))) int32_t lowest(__m256i x) { return _mm256_extract_epi32(x, 0); }
+__attribute__((target("avx512f"))) int32_t lowest(__m512i x) { return _mm512_cvtsi512_si32(x); }
+
+__attribute__((target("avx2"))) float multiply_add_int16_avx2(int64_t rounds) {
+    HALFBYTE_INTEGER_CHAINS(__m256i, _mm256_setzero_si256(), _mm256_set1_epi16(3), _mm256_add_epi32, lowest,
+                            _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)));
+}
+
+__attribute__((target("avx2"))) float multiply_add_int8_avx2(int64_t rounds) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    HALFBYTE_INTEGER_CHAINS(__m256i, _mm256_setzero_si256(), _mm256_set1_epi8(3), _mm256_add_epi32, lowest,
+                            _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones)));
+}
+
+__attribute__((target("avx2,avxvnni"))) float multiply_add_int16_avxvnni(int64_t rounds) {
+    HALFBYTE_INTEGER_CHAINS(__m256i, _mm256_setzero_si256(), _mm256_set1_epi16(3), _mm256_add_epi32, lowest,
+                            _mm256_dpwssd_avx_epi32(sum, a, b));
+}
+
+__attribute__((target("avx2,avxvnni"))) float multiply_add_int8_avxvnni(int64_t rounds) {
+    HALFBYTE_INTEGER_CHAINS(__m256i, _mm256_setzero_si256(), _mm256_set1_epi8(3), _mm256_add_epi32, lowest,
+                            _mm256_dpbusd_avx_epi32(sum, a, b));
+}
+
+__attribute__((target("avx512f,avx512bw"))) float multiply_add_int16_avx512(int64_t rounds) {
+    HALFBYTE_INTEGER_CHAINS(__m512i, _mm512_setzero_si512(), _mm512_set1_epi16(3), _mm512_add_epi32, lowest,
+                            _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)));
+}
+
+__attribute__((target("avx512f,avx512bw"))) float multiply_add_int8_avx512(int64_t rounds) {
+    const __m512i ones = _mm512_set1_epi16(1);
+    HALFBYTE_INTEGER_CHAINS(__m512i, _mm512_setzero_si512(), _mm512_set1_epi8(3), _mm512_add_epi32, lowest,
+                            _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(a, b), ones)));
+}
+
+__attribute__((target("avx512f,avx512vnni"))) float multiply_add_int16_vnni(int64_t rounds) {
+    HALFBYTE_INTEGER_CHAINS(__m512i, _mm512_setzero_si512(), _mm512_set1_epi16(3), _mm512_add_epi32, lowest,
+                            _mm512_dpwssd_epi32(sum, a, b));
+}
+
+__attribute__((target("avx512f,avx512vnni"))) float multiply_add_int8_vnni(int64_t rounds) {
+    HALFBYTE_INTEGER_CHAINS(__m512i, _mm512_setzero_si512(), _mm512_set1_epi8(3), _mm512_add_epi32, lowest,
+                            _mm512_dpbusd_epi32(sum, a, b));
+}
+
+#undef HALFBYTE_INTEGER_CHAINS
+
+__attribute__((target("avx512f,avx512bf16"))) float multiply_add_bfloat16(int64_t rounds) {
+    __m512 sums[kChains];
+    for (__m512& sum : sums) sum = _mm512_setzero_ps();
+    const auto factor = (__m512bh)_mm512_set1_epi32(0x3c003c00);  // twice 2^-7
+    for (int64_t i = 0; i < rounds; i++) {
+#pragma GCC unroll 12
+        for (int j = 0; j < kChains; j++) sums[j] = _mm512_dpbf16_ps(sums[j], factor, factor);
+    }
+    for (int j = 1; j < kChains; j++) sums[0] = _mm512_add_ps(sums[0], sums[j]);
+    return _mm512_cvtss_f32(sums[0]);
 }
 
 __attribute__((target("avx512f"))) uint64_t read_avx512(const unsigned char* data, size_t bytes) {
@@ -122,12 +214,62 @@ __attribute__((target("avx512f"))) float multiply_add_avx512(int64_t rounds) {
 
 #endif
 
-Probe best_probe() {
+Read best_read() {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f")) return {read_avx512, multiply_add_avx512, 16};
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {read_avx2, multiply_add_avx2, 8};
+    if (__builtin_cpu_supports("avx512f")) return read_avx512;
+    if (__builtin_cpu_supports("avx2")) return read_avx2;
 #endif
-    return {read_scalar, multiply_add_scalar, 4};
+    return read_scalar;
+}
+
+#if defined(__x86_64__)
+
+// AVX-VNNI (256 bits): bit 4 of EAX in leaf 7.1, a name that older compilers' __builtin_cpu_supports does not know. The
+// registers are enabled by whoever has enabled those of AVX2.
+bool has_avx_vnni() {
+    unsigned int a = 0, b = 0, c = 0, d = 0;
+    return __builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & (1U << 4)) != 0;
+}
+
+Multiply best_integers(bool int8) {
+    if (__builtin_cpu_supports("avx512vnni"))
+        return int8 ? Multiply{multiply_add_int8_vnni, 64} : Multiply{multiply_add_int16_vnni, 32};
+    if (__builtin_cpu_supports("avx512bw"))
+        return int8 ? Multiply{multiply_add_int8_avx512, 64} : Multiply{multiply_add_int16_avx512, 32};
+    if (has_avx_vnni()) return int8 ? Multiply{multiply_add_int8_avxvnni, 32} : Multiply{multiply_add_int16_avxvnni, 16};
+    if (__builtin_cpu_supports("avx2"))
+        return int8 ? Multiply{multiply_add_int8_avx2, 32} : Multiply{multiply_add_int16_avx2, 16};
+    return {nullptr, 0};
+}
+
+Multiply best_vectors(Arithmetic arithmetic) {
+    switch (arithmetic) {
+        case Arithmetic::float32:
+            if (__builtin_cpu_supports("avx512f")) return {multiply_add_avx512, 16};
+            if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {multiply_add_avx2, 8};
+            break;
+        case Arithmetic::bfloat16:
+            if (__builtin_cpu_supports("avx512bf16")) return {multiply_add_bfloat16, 32};
+            break;
+        case Arithmetic::int16: return best_integers(false);
+        case Arithmetic::int8: return best_integers(true);
+    }
+    return {nullptr, 0};
+}
+
+#endif
+
+Multiply best_multiply(Arithmetic arithmetic) {
+#if defined(__x86_64__)
+    if (const Multiply vectors = best_vectors(arithmetic); vectors.run != nullptr) return vectors;
+#endif
+    switch (arithmetic) {
+        case Arithmetic::float32: return {multiply_add_scalar, 4};
+        case Arithmetic::int16: return {multiply_add_integers<int16_t>, 4};
+        case Arithmetic::int8: return {multiply_add_integers<int8_t>, 4};
+        case Arithmetic::bfloat16: break;
+    }
+    return {nullptr, 0};
 }
 
 // Calls pass(worker, workers) on every thread until `seconds` are over, at least `least` times; the shortest time of a pass.
@@ -161,7 +303,7 @@ double read_bandwidth_gb_per_s(const ProbeOptions& options) {
     if (!buffer) fail(ErrorCode::out_of_memory, "read_bandwidth: no memory for a buffer of ", kBytes >> 20, " MiB");
 
     ThreadPool pool(options.threads);
-    const Probe probe = best_probe();
+    const Read read = best_read();
     std::vector<uint64_t> results(size_t(pool.threads()));
     const auto part = [&](int worker, int workers) { return kBytes / kUnit * size_t(worker) / size_t(workers) * kUnit; };
     // Every page is written first, by the thread that will read it: pages never written all map to one page of zeros.
@@ -171,20 +313,30 @@ double read_bandwidth_gb_per_s(const ProbeOptions& options) {
     });
     const double seconds = shortest_pass(pool, options.seconds, 3, [&](int worker, int workers) {
         const size_t begin = part(worker, workers);
-        results[size_t(worker)] += probe.read(buffer.get() + begin, part(worker + 1, workers) - begin);
+        results[size_t(worker)] += read(buffer.get() + begin, part(worker + 1, workers) - begin);
     });
     return double(kBytes) / seconds * 1e-9;
 }
 
-double peak_gflops(const ProbeOptions& options) {
+Arithmetic parse_arithmetic(std::string_view name) {
+    if (name == "float32") return Arithmetic::float32;
+    if (name == "bfloat16") return Arithmetic::bfloat16;
+    if (name == "int16") return Arithmetic::int16;
+    if (name == "int8") return Arithmetic::int8;
+    fail(ErrorCode::invalid_argument, "arithmetic: expected \"float32\", \"bfloat16\", \"int16\" or \"int8\", found \"",
+         name, '"');
+}
+
+double peak_gflops(Arithmetic arithmetic, const ProbeOptions& options) {
     check("peak_gflops", options);
+    const Multiply multiply = best_multiply(arithmetic);
+    if (multiply.run == nullptr) return 0;
     ThreadPool pool(options.threads);
-    const Probe probe = best_probe();
     std::vector<float> results(size_t(pool.threads()));
     constexpr int64_t kRounds = 1'000'000;  // a few milliseconds: the start of the threads no longer counts
-    const double seconds = shortest_pass(pool, options.seconds, 3,
-                                         [&](int worker, int) { results[size_t(worker)] += probe.multiply_add(kRounds); });
-    return 2.0 * double(kRounds) * kChains * probe.lanes * pool.threads() / seconds * 1e-9;
+    const double seconds =
+        shortest_pass(pool, options.seconds, 3, [&](int worker, int) { results[size_t(worker)] += multiply.run(kRounds); });
+    return 2.0 * double(kRounds) * kChains * multiply.products * pool.threads() / seconds * 1e-9;
 }
 
 }  // namespace halfbyte

@@ -132,6 +132,16 @@ void Loader::report(const std::string& tensor, const Weight& weight) {
     weights_.push_back({tensor, std::string(weight.storage->name()), weight.rows, weight.cols, weight.bytes()});
 }
 
+Weight Loader::rounded(const std::string& tensor, const Weight& weight, const std::string& format) const {
+    const Plane values = allocate_plane(size_t(weight.size()) * sizeof(float));
+    decode(weight, const_cast<float*>(values.as<float>()));
+    try {
+        return encode(values.as<float>(), weight.rows, weight.cols, {.format = format}, device_.host_pool());
+    } catch (const Error& error) {
+        fail(error.code(), checkpoint_.path().string(), ": tensor '", tensor, "': ", error.what());
+    }
+}
+
 Linear Loader::linear(Name name, int64_t in, int64_t out, const LinearOptions& options) {
     const std::string tensor = require(name, ".weight");
     Weight weight = read(tensor);
@@ -143,15 +153,7 @@ Linear Loader::linear(Name name, int64_t in, int64_t out, const LinearOptions& o
     std::vector<int64_t> order(static_cast<size_t>(options.row_of ? out : 0));
     for (size_t i = 0; i < order.size(); i++) order[i] = options.row_of(int64_t(i));
     if (options.row_of) weight = reorder_rows(weight, order);
-    if (!options_.quantize.empty()) {
-        const Plane values = allocate_plane(size_t(weight.size()) * sizeof(float));
-        decode(weight, const_cast<float*>(values.as<float>()));
-        try {
-            weight = encode(values.as<float>(), out, in, {.format = options_.quantize}, device_.host_pool());
-        } catch (const Error& error) {
-            fail(error.code(), checkpoint_.path().string(), ": tensor '", tensor, "': ", error.what());
-        }
-    }
+    if (!options_.quantize.empty()) weight = rounded(tensor, weight, options_.quantize);
     report(tensor, weight);
 
     Linear layer{.weight = device_.upload(weight),
@@ -185,13 +187,15 @@ bool Loader::output_layer(Name own, Name embedding, int64_t in, int64_t out, Tie
         if (config().architecture().ends_with("Model")) return false;
         require(own, ".weight");
     }
-    const Weight weight = read(tied ? table : tensor);
+    Weight weight = read(tied ? table : tensor);
     if (tied && !tensor.empty() && !same_values(weight, read(tensor))) {
         fail(ErrorCode::unsupported, config().where(), ": tie_word_embeddings is true, but '", tensor, "' and '", table,
              "' hold different values; set tie_word_embeddings to false to use both");
     }
     check_shape(tied ? table : tensor, weight, out, in);
-    if (!tied) report(tensor, weight);
+    const bool round = !options_.output_layer.empty();
+    if (round) weight = rounded(tied ? table : tensor, weight, options_.output_layer);
+    if (!tied || round) report(tied ? canonical(own) + ".weight" : tensor, weight);
     layer = {.weight = device_.upload(weight, WeightUse::few_rows),
              .bias = {},
              .module = add_module(own, in, out),

@@ -13,7 +13,8 @@
 namespace halfbyte {
 
 struct LoadOptions {
-    std::string quantize;  ///< empty: the values of the file; else a format of storage/encode.h for the linear layers
+    std::string quantize;      ///< empty: the values of the file; else a format of storage/encode.h for the linear layers
+    std::string output_layer;  ///< the same for the layer over the vocabulary, which `quantize` leaves alone
     /// Called with 0..1 from the loading thread; may throw to stop.
     std::function<void(double)> progress;
 };
@@ -78,6 +79,7 @@ private:
     Buffer to_device(const std::vector<float>& values);
     int add_module(Name name, int64_t in, int64_t out);
     void report(const std::string& tensor, const Weight& weight);
+    Weight rounded(const std::string& tensor, const Weight& weight, const std::string& format) const;
 
     const Checkpoint& checkpoint_;
     Device& device_;

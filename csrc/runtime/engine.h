@@ -31,8 +31,9 @@ struct EngineOptions {
     std::string device = "auto";  ///< "cpu", "cuda", "auto"
     int threads = 0;              ///< 0: one per available core
     Precision precision = Precision::high;
-    std::string quantize;  ///< empty: the file's own values; "nf4", "fp4", "int8", "bf16", "f16"
-    std::function<void(double)> progress;
+    std::string quantize;           ///< empty: the file's own values; "nf4", "fp4", "int8", "bf16", "f16"
+    std::string output_layer = {};  ///< the same for the layer over the vocabulary, which `quantize` leaves alone
+    std::function<void(double)> progress = {};
 };
 
 /// Sequences packed one behind the other; host memory.

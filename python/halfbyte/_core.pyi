@@ -31,8 +31,9 @@ def available_cores() -> int: ...
 def read_bandwidth(threads: int = 0, seconds: float = 0.3) -> float:
     """GB/s that `threads` cores (0: all) can read from memory, measured now; takes 512 MiB meanwhile."""
 
-def peak_gflops(threads: int = 0, seconds: float = 0.3) -> float:
-    """Float32 GFLOP/s that `threads` cores (0: all) can do in fused multiply-adds, measured now."""
+def peak_gflops(threads: int = 0, seconds: float = 0.3, arithmetic: str = "float32") -> float:
+    """GFLOP/s that `threads` cores (0: all) can do in multiply-adds of float32, bfloat16, int16 or int8, measured now.
+    0 for bfloat16 where the processor has no such instruction."""
 
 class Weight:
     """A matrix [out, in] in the storage it was made with. Immutable."""
@@ -183,6 +184,7 @@ class Engine:
         precision: str,
         quantize: str,
         progress: Callable[[float], None] | None,
+        output_layer: str = "",
     ) -> Engine: ...
     def info(self) -> dict[str, Any]:
         """architecture, format, path, causal, has_logits, vocab_size, hidden_size, layers, max_positions, heads, kv_heads,
@@ -230,3 +232,13 @@ class Engine:
         stop_tokens: Sequence[int],
         adapter: str | None,
     ) -> Generation: ...
+
+class BatchDecoder:
+    """Several sequences decoded side by side. For one thread at a time."""
+
+    def __init__(self, engine: Engine, sequences: int, capacity: int, adapter: str | None) -> None: ...
+    def extend(self, tokens: NDArray[np.int32], lengths: NDArray[np.int64]) -> None:
+        """Append lengths[s] >= 1 tokens to every sequence, in one pass; releases the GIL."""
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """[sequences, vocab] behind the last token of each; a copy."""

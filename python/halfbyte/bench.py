@@ -1,53 +1,54 @@
 """``halfbyte bench``: how fast a model runs, beside what the machine can do, measured in the same run.
 
-A decoder reads all of its weights for every token, so its speed is bounded by the memory's; a prompt, or a batch of
-sentences, is bounded by arithmetic. Every row therefore has both roofs beside it: the bandwidth that the same number of
-threads can read, and the float32 operations that they can do.
+No pass over a network can be quicker than its bytes can be read, nor than its products can be multiplied. Every row has
+both roofs beside it, measured in the same run on the same number of threads, and says which of the two binds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from . import _core
+from . import _core, bench_models
+from .bench_machine import commit, measure_roofs, peak_resident_bytes, processor, resident_bytes
+from .bench_tasks import ADAPTER, TASKS, Size, bits_per_weight, check, flops_per_token, make_trial
 from .cli_options import PRECISIONS, positive
 from .demo import demo_model
-from .errors import InternalError, InvalidArgumentError
+from .errors import InvalidArgumentError
 
-TASKS = ("decode", "prefill", "encode")
+FORMATS = ("nf4", "fp4", "int8", "bf16", "f16")
 
 
 @dataclass(frozen=True)
 class Row:
     """One measurement; a JSON object of ``halfbyte bench --json``. GB are 1e9 bytes, GFLOP 1e9 operations."""
 
-    task: str  # decode: one token after another; prefill: a prompt up to its first token; encode: a batch of sentences
+    task: str  # decode: one token after another; prefill: a prompt up to its first token;
+    # batch: one token after another of several sequences; encode: a batch of sentences
     threads: int
     batch: int  # sequences at once
     prompt_tokens: int  # a sequence
-    decode_tokens: int  # timed, a sequence; 0 but for decode
-    tokens_per_s: float  # median of the repeats
+    decode_tokens: int  # timed, a sequence; 0 but for decode and batch
+    tokens_per_s: float  # of all sequences together; median of the repeats
     bytes_per_token: float  # weights and cached keys and values that must be read, shared among the tokens of one pass
     gb_per_s: float  # tokens_per_s * bytes_per_token
     read_gb_per_s: float  # what these threads can read from memory, measured in this run
     gflops: float  # multiplications and additions of linear layers and attention, per second
-    peak_gflops: float  # what these threads can do in float32 multiply-adds, measured in this run
-    fraction: float  # of the roof: decode gb_per_s / read_gb_per_s, others gflops / peak_gflops
+    peak_gflops: float  # what these threads can multiply in the arithmetic of this precision, measured in this run
+    peak_arithmetic: str  # which that is: int16 for high, int8 for fast, float32
+    peak_float32_gflops: float  # the others, for comparison
+    peak_bfloat16_gflops: float  # 0: the processor has no instruction for it
+    peak_int16_gflops: float
+    peak_int8_gflops: float
+    fraction: float  # of the roof that binds: the larger of gb_per_s / read_gb_per_s and gflops / peak_gflops
+    roof: str  # which of the two it is: memory or arithmetic
     rss_mb: float  # resident memory of the process after the measurement (1e6 bytes), mapped file pages included
+    peak_rss_mb: float  # the most that it was since the process began
     load_s: float
     model: str
     architecture: str
@@ -62,36 +63,45 @@ class Row:
     commit: str  # of the source checkout that the package runs from; empty for an installed one
 
 
-class _Trial(NamedTuple):
-    """One task, ready to be timed."""
-
-    once: Callable[[], float]  # runs it and gives the seconds that count
-    batch: int  # sequences at once
-    tokens: int  # that those seconds are for
-    context: float  # keys that a token attends to, on average
-    bytes_per_token: float
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``halfbyte bench``."""
     add = parser.add_argument
-    add("model", nargs="?", help="folder or file; without it the demo model")
+    add("model", nargs="?", help="folder or file; without it (and without --shape) the demo model")
+    add(
+        "--shape",
+        choices=tuple(bench_models.SHAPES),
+        help="in place of a model: make one of these sizes with random weights, below ~/.cache/halfbyte/bench",
+    )
+    add(
+        "--weights",
+        choices=bench_models.WEIGHTS,
+        default="nf4",
+        help="of the linear layers of a --shape; nf4 is double-quantised (%(default)s)",
+    )
     add("--task", choices=TASKS, help="default: decode and prefill for a decoder, encode for an encoder")
     add("--threads", type=_counts, metavar="N[,N...]", help="default: one per core")
     add("--prompt-tokens", type=positive, default=128, metavar="N", help="of a prompt or sentence (%(default)s)")
     add("--decode-tokens", type=positive, default=64, metavar="N", help="timed one by one (%(default)s)")
-    add("--batch", type=positive, default=8, metavar="N", help="sentences at once, for encode (%(default)s)")
+    add("--batch", type=positive, metavar="N", help="sequences at once: 16 for batch, 8 for encode")
     add("--repeats", type=positive, default=5, metavar="N", help="runs, of which the median counts (%(default)s)")
     add("--precision", choices=PRECISIONS, default="high", help="default: %(default)s")
-    add("--quantize", default="", metavar="FORMAT", help="round while loading: nf4, fp4, int8, bf16 or f16")
-    add("--adapter", metavar="PATH", help="a PEFT folder, applied unmerged")
+    add("--quantize", choices=FORMATS, default="", help="round the linear layers while loading")
+    add(
+        "--output-layer",
+        choices=FORMATS,
+        default="",
+        help="round the layer over the vocabulary while loading; a --shape is made with it in nf4 or bf16, else in bf16 "
+        "and rounded (default: nf4 for a --shape, else as it is)",
+    )
+    add("--adapter", metavar="PATH", help="a PEFT folder, applied unmerged; random:R makes one of rank R of all layers")
     add("--json", action="store_true", help="one JSON object a line instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print rows as they are ready, and return the exit code. Errors of loading and running are raised."""
+    path, output_layer = _model(args)
     rows = measure(
-        str(demo_model()) if args.model is None else args.model,
+        path,
         task=args.task,
         threads=args.threads or [_core.available_cores()],
         prompt_tokens=args.prompt_tokens,
@@ -100,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         repeats=args.repeats,
         precision=args.precision,
         quantize=args.quantize,
+        output_layer=output_layer,
         adapter=args.adapter,
     )
     for index, row in enumerate(rows):
@@ -113,6 +124,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _model(args: argparse.Namespace) -> tuple[str, str]:
+    """The path of what is to be measured, and what its output layer is rounded to while loading."""
+    if args.shape is None:
+        return (str(demo_model()) if args.model is None else args.model), args.output_layer
+    if args.model is not None:
+        raise InvalidArgumentError("bench: name a model or a --shape, not both")
+    wanted = args.output_layer or ("nf4" if args.weights == "nf4" else args.weights)
+    stored = wanted if wanted in bench_models.WEIGHTS else "bf16"
+    _note(f"making {args.shape}")
+    path = bench_models.made_model(args.shape, weights=args.weights, output_layer=stored)
+    return str(path), "" if stored == wanted else wanted
+
+
 def measure(
     path: str,
     *,
@@ -120,205 +144,91 @@ def measure(
     threads: Sequence[int],
     prompt_tokens: int = 128,
     decode_tokens: int = 64,
-    batch: int = 8,
+    batch: int | None = None,
     repeats: int = 5,
     precision: str = "high",
     quantize: str = "",
+    output_layer: str = "",
     adapter: str | None = None,
 ) -> Iterator[Row]:
     """Yield one row for every number of threads and task. Raises ``halfbyte.Error`` where the model can't do it."""
     for count in threads:
         _note(f"loading {path}")
-        engine = _core.Engine.load(path, "cpu", count, precision, quantize, None)
+        engine = _core.Engine.load(path, "cpu", count, precision, quantize, None, output_layer)
         info = engine.info()
         tasks = [task] if task else ["decode", "prefill"] if info["causal"] else ["encode"]
-        _check(info, tasks, prompt_tokens, decode_tokens)
-        if adapter is not None:
-            engine.load_adapter(adapter, _ADAPTER)
+        sizes = {name: Size(prompt_tokens, decode_tokens, batch or (16 if name == "batch" else 8)) for name in tasks}
+        for name in tasks:
+            check(info, [name], sizes[name])
+        adapter_bytes = _load_adapter(engine, adapter)
         _note("measuring the machine")
-        read_gb_per_s, peak_gflops = _core.read_bandwidth(count), _core.peak_gflops(count)
+        roofs = measure_roofs(count)
+        arithmetic, peak_gflops = roofs.binding(precision)
         for name in tasks:
             _note(f"measuring {name} on {count} thread{'s' if count > 1 else ''}")
-            trial = _trial(engine, name, prompt_tokens, decode_tokens, batch, adapter and _ADAPTER)
+            trial = make_trial(engine, name, sizes[name], adapter and ADAPTER, adapter_bytes)
             trial.once()  # warm: pages of the file, scratch memory
             tokens_per_s = trial.tokens / statistics.median(trial.once() for _ in range(repeats))
             gb_per_s = tokens_per_s * trial.bytes_per_token * 1e-9
-            gflops = tokens_per_s * _flops_per_token(engine, trial.context) * 1e-9
+            gflops = tokens_per_s * flops_per_token(engine, name, sizes[name], trial.context) * 1e-9
+            of_memory, of_arithmetic = gb_per_s / roofs.read_gb_per_s, gflops / peak_gflops
             _note("")
             yield Row(
                 task=name,
                 threads=count,
                 batch=trial.batch,
                 prompt_tokens=prompt_tokens,
-                decode_tokens=decode_tokens if name == "decode" else 0,
+                decode_tokens=trial.decode_tokens,
                 tokens_per_s=tokens_per_s,
                 bytes_per_token=trial.bytes_per_token,
                 gb_per_s=gb_per_s,
-                read_gb_per_s=read_gb_per_s,
+                read_gb_per_s=roofs.read_gb_per_s,
                 gflops=gflops,
                 peak_gflops=peak_gflops,
-                fraction=gb_per_s / read_gb_per_s if name == "decode" else gflops / peak_gflops,
-                rss_mb=_resident_bytes() * 1e-6,
+                peak_arithmetic=arithmetic,
+                peak_float32_gflops=roofs.float32,
+                peak_bfloat16_gflops=roofs.bfloat16,
+                peak_int16_gflops=roofs.int16,
+                peak_int8_gflops=roofs.int8,
+                fraction=max(of_memory, of_arithmetic),
+                roof="memory" if of_memory > of_arithmetic else "arithmetic",
+                rss_mb=resident_bytes() * 1e-6,
+                peak_rss_mb=peak_resident_bytes() * 1e-6,
                 load_s=float(info["load_seconds"]),
                 model=path,
                 architecture=info["architecture"],
                 format=info["format"],
                 storages=", ".join(sorted({weight["storage"] for weight in info["weights"]})),
-                bits_per_weight=_bits_per_weight(info),
+                bits_per_weight=bits_per_weight(info),
                 precision=precision,
                 adapter=adapter or "",
                 isa=_core.isa(),
-                cpu=_processor(),
+                cpu=processor(),
                 version=_core.__version__,
-                commit=_commit(),
+                commit=commit(),
             )
 
 
-# --- the tasks ---
-
-_ADAPTER = "bench"
-
-
-def _trial(
-    engine: _core.Engine, task: str, prompt_tokens: int, decode_tokens: int, batch: int, adapter: str | None
-) -> _Trial:
-    info = engine.info()
-    weight_bytes, cache_bytes = _weight_bytes(engine), _cache_bytes_per_token(info)
-    if task == "encode":
-        tokens, total = _tokens(info, prompt_tokens * batch), prompt_tokens * batch
-        lengths = np.full(batch, prompt_tokens, np.int64)
-
-        def encode() -> float:
-            start = time.perf_counter()
-            engine.embed(tokens, lengths, None, "mean", True, adapter)
-            return time.perf_counter() - start
-
-        return _Trial(encode, batch, total, prompt_tokens, weight_bytes / total)
-
-    prompt = _tokens(info, prompt_tokens)
-    after_prompt = decode_tokens if task == "decode" else 0
-
-    def generate() -> float:
-        # Greedy and without an end-of-sequence token: it goes on to the end, whatever it says.
-        start = time.perf_counter()
-        generation = engine.generate(prompt, after_prompt + 1, 0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, [], [], adapter)
-        while not generation.tokens and generation.step():  # the prompt, and the first token that comes with it
-            pass
-        if task == "decode":
-            start = time.perf_counter()
-            while len(generation.tokens) <= after_prompt and generation.step():
-                pass
-        seconds = time.perf_counter() - start
-        if len(generation.tokens) != after_prompt + 1:
-            raise InternalError(f"bench: {after_prompt + 1} tokens expected, {len(generation.tokens)} generated")
-        return seconds
-
-    if task == "prefill":
-        return _Trial(generate, 1, prompt_tokens, (prompt_tokens + 1) / 2, weight_bytes / prompt_tokens + cache_bytes)
-    context = prompt_tokens + (decode_tokens + 1) / 2
-    return _Trial(generate, 1, decode_tokens, context, weight_bytes + context * cache_bytes)
-
-
-def _tokens(info: dict[str, Any], count: int) -> NDArray[np.int32]:
-    """Token ids spread over the vocabulary; what they say doesn't matter for the time."""
-    ids: NDArray[np.int32] = (np.arange(count, dtype=np.int64) * 7919 % info["vocab_size"]).astype(np.int32)
-    return ids
-
-
-def _check(info: dict[str, Any], tasks: Sequence[str], prompt_tokens: int, decode_tokens: int) -> None:
-    for task in tasks:
-        if task != "encode" and not info["causal"]:
+def _load_adapter(engine: _core.Engine, adapter: str | None) -> int:
+    """Attach it under the name ADAPTER, and return the bytes of its factors as they are stored."""
+    if adapter is None:
+        return 0
+    path = Path(adapter)
+    kind, _, rank = adapter.partition(":")
+    if kind == "random":
+        if not rank.isdecimal() or int(rank) < 1:
             raise InvalidArgumentError(
-                f"bench: {task} needs a decoder, and {info['architecture']} is an encoder: use --task encode"
+                f"bench: an adapter is a folder or random:RANK, such as random:16, not {adapter!r}"
             )
-        needed = prompt_tokens + (decode_tokens if task == "decode" else 0)
-        if needed > info["max_positions"] > 0:
-            raise InvalidArgumentError(
-                f"bench: {task} needs {needed} positions and the model has {info['max_positions']}: "
-                "lower --prompt-tokens or --decode-tokens"
-            )
-
-
-# --- what a pass costs, from the shapes and bytes of the loaded weights ---
-
-
-def _weight_bytes(engine: _core.Engine) -> int:
-    """Read once by every pass, whatever its number of tokens: the linear layers, not the tables of embeddings.
-
-    A table that is tied to the output layer stands in the report once, and is read as that layer.
-    """
-    layers = Counter((rows, cols) for _, cols, rows in engine.modules())
-    total = 0
-    for weight in reversed(engine.info()["weights"]):  # tables come before the output layer that may have their shape
-        shape = (weight["rows"], weight["cols"])
-        if layers[shape] > 0:
-            layers[shape] -= 1
-            total += weight["bytes"]
-    return total
-
-
-def _cache_bytes_per_token(info: dict[str, Any]) -> int:
-    """Keys and values of all layers: 16 bits an element, 32 in precision float32."""
-    element = 4 if info["precision"] == "float32" else 2
-    return int(2 * element * info["layers"] * info["kv_heads"] * info["head_dim"]) if info["causal"] else 0
-
-
-def _flops_per_token(engine: _core.Engine, context: float) -> float:
-    """Multiplications and additions of the linear layers, and of attention to `context` keys."""
-    info = engine.info()
-    linear = sum(rows * cols for _, rows, cols in engine.modules())
-    return float(2 * linear + 4 * info["layers"] * info["heads"] * info["head_dim"] * context)
-
-
-def _bits_per_weight(info: dict[str, Any]) -> float:
-    elements = sum(weight["rows"] * weight["cols"] for weight in info["weights"])
-    return 8 * sum(weight["bytes"] for weight in info["weights"]) / elements if elements else 0.0
-
-
-# --- the conditions of a measurement ---
-
-
-def _resident_bytes() -> int:
-    return 1024 * int(_proc_field("/proc/self/status", "VmRSS").removesuffix("kB") or 0)
-
-
-def _processor() -> str:
-    return _proc_field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
-
-
-def _proc_field(path: str, name: str) -> str:
-    """The first field of that name; empty where there is none (not Linux)."""
-    try:
-        for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == name:
-                return value.strip()
-    except OSError:
-        pass
-    return ""
-
-
-def _commit() -> str:
-    """Short hash of the checkout that this file is in, "+" behind it where tracked files differ; empty outside one."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists() or not (root / "csrc").is_dir():
-        return ""
-    try:
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-        return _git(root, "rev-parse", "--short", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        path = bench_models.made_adapter(engine, int(rank))
+    engine.load_adapter(str(path), ADAPTER)
+    return sum(file.stat().st_size for file in path.glob("adapter_model*.safetensors"))
 
 
 # --- printing ---
 
 _COLUMNS = ("task", "threads", "tokens/s", "MB/token", "GB/s", "readable", "GFLOP/s", "peak", "of roof", "RSS MB")
-_HEADER = f"{_COLUMNS[0]:8}" + "".join(f"{column:>10}" for column in _COLUMNS[1:])
+_HEADER = f"{_COLUMNS[0]:8}" + "".join(f"{column:>10}" for column in _COLUMNS[1:])  # peak: that of the precision
 
 
 def _conditions(row: Row) -> str:

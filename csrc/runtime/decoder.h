@@ -1,0 +1,40 @@
+// Several sequences decoded side by side: one pass over the weights serves a token of each.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "runtime/engine.h"
+
+namespace halfbyte {
+
+/// A cache of `sequences` slots and the logits behind the last token of each. The caller picks the tokens: sampling and text
+/// are not its business. Not shared between threads.
+class BatchDecoder {
+public:
+    /// `capacity`: tokens that each sequence may grow to. `adapter`: null for none, else for every sequence.
+    /// Errors: unsupported (an encoder, no output layer), invalid_argument (a count below 1, more tokens than the model has
+    /// positions), out_of_memory.
+    BatchDecoder(std::shared_ptr<const Engine> engine, int64_t sequences, int64_t capacity,
+                 std::shared_ptr<const Adapter> adapter);
+    ~BatchDecoder();
+
+    /// Appends lengths[s] >= 1 tokens to every sequence s; `tokens` holds them one sequence behind the other. After an error
+    /// nothing was appended. Errors: invalid_argument (lengths that do not fit, an id out of range, a full cache).
+    void extend(std::span<const int32_t> tokens, std::span<const int64_t> lengths);
+
+    std::span<const float> logits() const { return logits_; }  ///< [sequences, vocab]; zeros before the first extend()
+    int64_t sequences() const { return int64_t(cached_.size()); }
+    int64_t vocab_size() const { return engine_->info().vocab_size; }
+
+private:
+    std::shared_ptr<const Engine> engine_;
+    std::shared_ptr<const Adapter> adapter_;
+    std::unique_ptr<KvCache> cache_;
+    std::vector<int64_t> cached_;  // tokens of each sequence in the cache
+    std::vector<float> logits_;
+};
+
+}  // namespace halfbyte
