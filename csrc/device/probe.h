@@ -10,8 +10,8 @@ struct ProbeOptions {
     double seconds = 0.3;  ///< how long to measure, > 0; the best pass counts
 };
 
-/// Bytes per second (1e9) that `threads` cores can read from memory: wide loads over a buffer larger than the caches, the
-/// best of many passes. Takes 512 MiB of memory for the time of the call. Errors: invalid_argument, out_of_memory.
+/// Bytes per second (1e9) that `threads` cores can read from memory: wide loads over a buffer larger than the caches (in
+/// huge pages where the system gives them), front to back or in four streams, the best of many passes. Takes 512 MiB of memory for the time of the call. Errors: invalid_argument, out_of_memory.
 double read_bandwidth_gb_per_s(const ProbeOptions& options);
 
 /// What is multiplied; sums are kept in float32 or int32.

@@ -90,8 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output-layer",
         choices=FORMATS,
         default="",
-        help="round the layer over the vocabulary while loading; a --shape is made with it in nf4 or bf16, else in bf16 "
-        "and rounded (default: nf4 for a --shape, else as it is)",
+        help="the layer over the vocabulary: rounded to this while loading (default: as it is); a --shape is made with it",
     )
     add("--adapter", metavar="PATH", help="a PEFT folder, applied unmerged; random:R makes one of rank R of all layers")
     add("--json", action="store_true", help="one JSON object a line instead of a table")
@@ -217,9 +216,7 @@ def _load_adapter(engine: _core.Engine, adapter: str | None) -> int:
     kind, _, rank = adapter.partition(":")
     if kind == "random":
         if not rank.isdecimal() or int(rank) < 1:
-            raise InvalidArgumentError(
-                f"bench: an adapter is a folder or random:RANK, such as random:16, not {adapter!r}"
-            )
+            raise InvalidArgumentError(f"bench: expected a PEFT folder or random:RANK, found {adapter!r}")
         path = bench_models.made_adapter(engine, int(rank))
     engine.load_adapter(str(path), ADAPTER)
     return sum(file.stat().st_size for file in path.glob("adapter_model*.safetensors"))

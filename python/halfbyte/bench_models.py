@@ -44,10 +44,12 @@ class Shape:
 
     @property
     def decoder(self) -> bool:
+        """A Llama, not a BERT."""
         return self.kv_heads > 0
 
     @property
     def head_dim(self) -> int:
+        """Of queries, keys and values alike."""
         return self.hidden // self.heads
 
 

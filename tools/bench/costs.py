@@ -24,7 +24,7 @@ def layer_weights(shape: Shape) -> int:
 
 
 def gflop(row: Row) -> float:
-    """Multiplications and additions of one request, 1e9: linear layers, the output layer where it is needed, attention."""
+    """Multiplications and additions of one request, 1e9: linear layers, attention, the output layer where it is run."""
     shape, request = shape_of(row), row.request()
     if row.task == "open":
         return 0.0

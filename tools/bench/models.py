@@ -126,7 +126,7 @@ def onnx_encoder(shape: str, kind: str, sentences: int, tokens: int) -> str:
     source = Path(onnx_encoder(shape, "float32", sentences, tokens))
     if kind == "int8":
         return _kept(f"{name}.onnx", lambda path: onnx_models.write_int8_onnxruntime(source, path, SHAPES[shape]))
-    samples = [sentence_tokens(shape, sentences, tokens, skip).astype(np.int64) for skip in range(1, 17)]
+    samples = [sentence_tokens(shape, sentences, tokens, skip).astype(np.int64) for skip in range(1, 9)]
 
     def write(folder: Path) -> None:
         folder.mkdir()

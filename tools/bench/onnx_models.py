@@ -55,7 +55,7 @@ class _Graph:
 
 
 def write_float(path: Path, shape: Shape, weights: Weights, sentences: int, tokens: int) -> None:
-    """input_ids int64 [sentences, tokens] to last_hidden_state float32 [sentences, tokens, hidden]; all tokens count."""
+    """input_ids int64 [sentences, tokens] to last_hidden_state float32 [sentences, tokens, hidden]; no padding."""
     graph = _Graph(weights)
     table = graph.constant("words", weights["embeddings.word_embeddings.weight"])
     # Token type 0 everywhere: its row is the same for all positions.
@@ -101,7 +101,7 @@ def write_float(path: Path, shape: Shape, weights: Weights, sentences: int, toke
 
 
 def write_int8_onnxruntime(source: Path, path: Path, shape: Shape) -> None:
-    """As ONNX Runtime's page on transformers advises: its own fusions, then dynamic quantisation, a scale per column."""
+    """As ONNX Runtime's page on transformers advises: its fusions, then dynamic quantisation, a scale per column."""
     from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415
     from onnxruntime.transformers import optimizer  # noqa: PLC0415
 

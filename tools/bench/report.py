@@ -101,6 +101,7 @@ def detail(result: Result) -> str:
         gb = speed / result["passes_work"] * side["bytes"] * 1e-9 if speed and side.get("bytes") else None
         gflops = speed / result["work"] * result["gflop"] if speed and result["gflop"] else None
         quality = side.get("quality", {})
+        perplexity = "{perplexity:.3f} ({perplexity_float64:.3f})".format(**quality) if "perplexity" in quality else "-"
         rows.append(
             (
                 label,
@@ -109,9 +110,7 @@ def detail(result: Result) -> str:
                 f"{gb:.1f} ({gb / roofs['read_gb_per_s']:.0%})" if gb and result["task"] == "decode" else "-",
                 f"{gflops:.0f} ({gflops / roofs['int16']:.0%} of int16)" if gflops else "-",
                 f"{quality['error']:.1e}" if "error" in quality else "-",
-                f"{quality['perplexity']:.3f} ({quality['perplexity_float64']:.3f})"
-                if "perplexity" in quality
-                else "-",
+                perplexity,
                 f"{side['peak_mb']:.0f}",
                 f"{side['load_s']:.2f}",
             )

@@ -189,7 +189,7 @@ def _encoder_targets(high: float, fast: float) -> tuple[Target, ...]:
 
 def _lora(task: str, request: Callable[[], dict[str, Any]], work: int) -> Row:
     base, adapted = "halfbyte high, no adapter", "halfbyte high, r=16"
-    path, adapter = _made("llama-1b", "nf4"), lambda: models.peft_adapter(models.made("llama-1b", "nf4"))
+    path = _made("llama-1b", "nf4")
     return Row(
         f"lora-{task}",
         f"LoRA r=16 on all linear layers, {task}, Llama-3.2-1B shape",
@@ -199,7 +199,7 @@ def _lora(task: str, request: Callable[[], dict[str, Any]], work: int) -> Row:
         request,
         work,
         (
-            _ours(adapted, "high", path, adapter=adapter),
+            _ours(adapted, "high", path, adapter=lambda: models.peft_adapter(path())),
             _ours(base, "high", path),
             _peer(
                 "llama.cpp Q4_0, r=16", "llama.cpp", _gguf("llama-1b"), adapter=lambda: models.gguf_adapter("llama-1b")
@@ -296,7 +296,7 @@ def all_rows() -> list[Row]:
             together=False,
         ),
         _encoder(
-            "minilm-32x128", "MiniLM-L6, 32 sentences x 128 tokens", "minilm", 32, 128, 2, _encoder_targets(1.05, 1.05)
+            "minilm-32x128", "MiniLM-L6, 32 sentences x 128 tokens", "minilm", 32, 128, 1, _encoder_targets(1.05, 1.05)
         ),
         _encoder("bert-32x128", "BERT-base shape, 32 x 128", "bert-base", 32, 128, 1, _encoder_targets(1.1, 1.0)),
         _encoder("minilm-1x32", "MiniLM-L6, 1 sentence x 32 tokens", "minilm", 1, 32, 100, _encoder_targets(1.2, 1.1)),
