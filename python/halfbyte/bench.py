@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output-layer",
         choices=FORMATS,
         default="",
-        help="the layer over the vocabulary: rounded to this while loading (default: as it is); a --shape is made with it",
+        help="what the layer over the vocabulary is rounded to while loading; a --shape is made with it",
     )
     add("--adapter", metavar="PATH", help="a PEFT folder, applied unmerged; random:R makes one of rank R of all layers")
     add("--json", action="store_true", help="one JSON object a line instead of a table")

@@ -1,18 +1,18 @@
 """Models for ``halfbyte bench --shape``: the sizes of well-known networks with seeded random weights.
 
 What a network says does not matter for its speed, so that anyone can measure it with nothing downloaded. A folder is
-written as transformers and bitsandbytes write theirs, one tensor after the other: an 8B model needs no more memory than
-its largest tensor does.
+written as transformers and bitsandbytes write theirs, piece by piece: an 8B model is made in little memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -168,8 +168,13 @@ def _matrix(name: str, rows: int, cols: int, kind: str) -> Tensor:
     return Tensor(name + ".weight", (rows, cols), kind, cols**-0.5)  # activations stay near unit scale
 
 
-def _norm(name: str, size: int) -> Tensor:
-    return Tensor(name + ".weight", (size,), "f32", 0.1, 1.0)
+def _norm(name: str, size: int, weights: str) -> Tensor:
+    return Tensor(name + ".weight", (size,), _plain(weights), 0.1, 1.0)
+
+
+def _plain(weights: str) -> str:
+    """How what bitsandbytes leaves alone is stored beside such weights."""
+    return "bf16" if weights == "nf4" else weights
 
 
 def _llama_tensors(shape: Shape, weights: str, output_layer: str) -> Iterator[Tensor]:
@@ -178,34 +183,33 @@ def _llama_tensors(shape: Shape, weights: str, output_layer: str) -> Iterator[Te
     yield replace(_matrix("model.embed_tokens", shape.vocab, wide, output_layer), std=4 * wide**-0.5)
     for index in range(shape.layers):
         layer = f"model.layers.{index}"
-        yield _norm(f"{layer}.input_layernorm", wide)
+        yield _norm(f"{layer}.input_layernorm", wide, weights)
         yield _matrix(f"{layer}.self_attn.q_proj", wide, wide, weights)
         yield _matrix(f"{layer}.self_attn.k_proj", narrow, wide, weights)
         yield _matrix(f"{layer}.self_attn.v_proj", narrow, wide, weights)
         yield _matrix(f"{layer}.self_attn.o_proj", wide, wide, weights)
-        yield _norm(f"{layer}.post_attention_layernorm", wide)
+        yield _norm(f"{layer}.post_attention_layernorm", wide, weights)
         yield _matrix(f"{layer}.mlp.gate_proj", shape.intermediate, wide, weights)
         yield _matrix(f"{layer}.mlp.up_proj", shape.intermediate, wide, weights)
         yield _matrix(f"{layer}.mlp.down_proj", wide, shape.intermediate, weights)
-    yield _norm("model.norm", wide)
+    yield _norm("model.norm", wide, weights)
     if not shape.tied:
         yield replace(_matrix("lm_head", shape.vocab, wide, output_layer), std=4 * wide**-0.5)
 
 
 def _bert_tensors(shape: Shape, weights: str) -> Iterator[Tensor]:
-    table = "bf16" if weights == "nf4" else weights  # bitsandbytes leaves embeddings alone
-    wide = shape.hidden
+    plain, wide = _plain(weights), shape.hidden
 
     def linear(name: str, rows: int, cols: int) -> Iterator[Tensor]:
         yield _matrix(name, rows, cols, weights)
-        yield Tensor(f"{name}.bias", (rows,), "f32", 0.1)
+        yield Tensor(f"{name}.bias", (rows,), plain, 0.1)
 
     def norm(name: str) -> Iterator[Tensor]:
-        yield _norm(name, wide)
-        yield Tensor(f"{name}.bias", (wide,), "f32", 0.1)
+        yield _norm(name, wide, weights)
+        yield Tensor(f"{name}.bias", (wide,), plain, 0.1)
 
     for name, count in (("word", shape.vocab), ("position", shape.positions), ("token_type", 2)):
-        yield Tensor(f"embeddings.{name}_embeddings.weight", (count, wide), table, 1.0)
+        yield Tensor(f"embeddings.{name}_embeddings.weight", (count, wide), plain, 1.0)
     yield from norm("embeddings.LayerNorm")
     for index in range(shape.layers):
         layer = f"encoder.layer.{index}"
@@ -271,7 +275,9 @@ def _bert_config(shape: Shape) -> dict[str, Any]:
 # --- the file ---
 
 _BLOCK, _NESTED_BLOCK = 64, 256  # of bitsandbytes' NF4, and of its scales
-Part = tuple[str, str, tuple[int, ...], Callable[[np.random.Generator], Array]]  # name, dtype, shape, its values
+_PIECE = 1 << 22  # values drawn and written at once
+_BYTES = {"U8": 1, "BF16": 2, "F32": 4}
+Part = tuple[str, str, tuple[int, ...], Callable[[np.random.SFC64], Iterable[Array]]]  # name, dtype, shape, its values
 
 
 def _write_safetensors(file: BinaryIO, plan: list[Tensor], seed: int) -> None:
@@ -279,50 +285,51 @@ def _write_safetensors(file: BinaryIO, plan: list[Tensor], seed: int) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, dtype, shape, _ in stored:
-        size = int(np.prod(shape)) * _BYTES[dtype]
+        size = math.prod(shape) * _BYTES[dtype]
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for number, (_, _, _, values) in enumerate(stored):
-        generator = np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, number])))
-        file.write(np.ascontiguousarray(values(generator)).data)
-
-
-_BYTES = {"U8": 1, "BF16": 2, "F32": 4}
+        for piece in values(np.random.SFC64(np.random.SeedSequence([seed, number]))):
+            file.write(np.ascontiguousarray(piece).data)
 
 
 def _parts(tensor: Tensor) -> Iterator[Part]:
     """What a tensor is in the file: itself, or the planes of bitsandbytes."""
     if tensor.kind == "f32":
-        yield tensor.name, "F32", tensor.shape, lambda generator: _normal(generator, tensor)
+        yield tensor.name, "F32", tensor.shape, lambda bits: _spread(bits, tensor)
     elif tensor.kind == "bf16":
         # Cut, not rounded: random values need no better.
         yield (
             tensor.name,
             "BF16",
             tensor.shape,
-            lambda generator: (_normal(generator, tensor).view(np.uint32) >> 16).astype(np.uint16),
+            lambda bits: ((values.view(np.uint32) >> 16).astype(np.uint16) for values in _spread(bits, tensor)),
         )
     else:
         yield from _nf4_parts(tensor)
 
 
-def _normal(generator: np.random.Generator, tensor: Tensor) -> NDArray[np.float32]:
-    values = generator.standard_normal(int(np.prod(tensor.shape)), np.float32)
-    values *= np.float32(tensor.std)
-    values += np.float32(tensor.mean)
-    return values
+def _random_bytes(bits: np.random.SFC64, count: int) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, count, 8 * _PIECE):
+        size = min(8 * _PIECE, count - start)
+        raw: NDArray[np.uint64] = bits.random_raw((size + 7) // 8)
+        yield raw.astype("<u8", copy=False).view(np.uint8)[:size]
 
 
-def _random_bytes(generator: np.random.Generator, count: int) -> NDArray[np.uint8]:
-    raw: NDArray[np.uint64] = generator.bit_generator.random_raw((count + 7) // 8)
-    return raw.astype("<u8", copy=False).view(np.uint8)[:count]
+def _spread(bits: np.random.SFC64, tensor: Tensor) -> Iterator[NDArray[np.float32]]:
+    """Sums of four even draws: near a normal distribution, and the same with every release of numpy."""
+    count = math.prod(tensor.shape)
+    for start in range(0, count, _PIECE):
+        draws = bits.random_raw(min(_PIECE, count - start)).astype("<u8", copy=False).view("<u2").reshape(-1, 4)
+        values = draws.sum(axis=1, dtype=np.int64) - 2 * 65535
+        yield (values * (tensor.std / (65536 / 3**0.5)) + tensor.mean).astype(np.float32)
 
 
 def _nf4_parts(tensor: Tensor) -> Iterator[Part]:
-    size = int(np.prod(tensor.shape))
+    size = math.prod(tensor.shape)
     blocks = -(-size // _BLOCK)
     groups = -(-blocks // _NESTED_BLOCK)
     planes = _core.quantize(np.ones((1, _BLOCK), np.float32), "nf4", _BLOCK, True).planes()
@@ -340,9 +347,9 @@ def _nf4_parts(tensor: Tensor) -> Iterator[Part]:
     }
     text = np.frombuffer(json.dumps(state).encode(), np.uint8)
     name = tensor.name
-    yield name, "U8", ((size + 1) // 2, 1), lambda generator: _random_bytes(generator, (size + 1) // 2)
-    yield f"{name}.absmax", "U8", (blocks,), lambda generator: _random_bytes(generator, blocks)
-    yield f"{name}.quant_map", "F32", (16,), lambda _: levels
-    yield f"{name}.nested_absmax", "F32", (groups,), lambda _: np.full(groups, 0.3 * scale, np.float32)
-    yield f"{name}.nested_quant_map", "F32", (256,), lambda _: nested_levels
-    yield f"{name}.quant_state.bitsandbytes__nf4", "U8", (len(text),), lambda _: text
+    yield name, "U8", ((size + 1) // 2, 1), lambda bits: _random_bytes(bits, (size + 1) // 2)
+    yield f"{name}.absmax", "U8", (blocks,), lambda bits: _random_bytes(bits, blocks)
+    yield f"{name}.quant_map", "F32", (16,), lambda _: [levels]
+    yield f"{name}.nested_absmax", "F32", (groups,), lambda _: [np.full(groups, 0.3 * scale, np.float32)]
+    yield f"{name}.nested_quant_map", "F32", (256,), lambda _: [nested_levels]
+    yield f"{name}.quant_state.bitsandbytes__nf4", "U8", (len(text),), lambda _: [text]

@@ -164,7 +164,7 @@ def flops_per_token(engine: _core.Engine, task: str, size: Size, context: float)
     if task == "prefill":
         output = sum(inputs * outputs for _, inputs, outputs in layers if outputs == info["vocab_size"])
         linear -= output * (1 - 1 / size.prompt_tokens)
-    return 2 * linear + 4 * info["layers"] * info["heads"] * info["head_dim"] * context
+    return 2 * linear + 4.0 * int(info["layers"]) * int(info["heads"]) * int(info["head_dim"]) * context
 
 
 def bits_per_weight(info: dict[str, Any]) -> float:

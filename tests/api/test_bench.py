@@ -154,18 +154,27 @@ def test_the_same_seed_makes_the_same_model(tmp_path):
     assert digest(make(tmp_path / "same", LLAMA)) == digest(one)
     assert digest(make(tmp_path / "other", LLAMA, seed=2)) != digest(one)
     # Nor does it depend on the machine or on a release of numpy: made on 2026-11-25.
-    assert digest(one) == "DIGEST"
+    assert digest(one) == "6a97e8422b9486dab6aab2a69c42430d807b04f131ae0c02f164e429fe42a15b"
+
+
+def float32_reference(folder):
+    """The folder in transformers and bitsandbytes, with float32 wherever its 16 bits would round."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu")
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.compute_dtype = torch.float32
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    return model
 
 
 @pytest.mark.parametrize("shape", [LLAMA, TIED], ids=["own output layer", "tied"])
 def test_transformers_and_bitsandbytes_read_a_made_model(shape, tmp_path):
     folder = make(tmp_path / "model", shape, output_layer="bf16")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu")
+    model = float32_reference(folder)
     kinds = [type(module) for module in model.modules()]
     assert kinds.count(bitsandbytes.nn.Linear4bit) == 7 * shape.layers
-    for module in model.modules():  # else bitsandbytes computes in the bfloat16 of the config
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            module.compute_dtype = torch.float32
     with torch.no_grad():
         expected = model(torch.from_numpy(IDS)[None].long()).logits[0].numpy()
     with halfbyte.load(folder, precision="float32") as ours:
@@ -252,7 +261,7 @@ def test_a_shape_is_made_and_measured(tiny_shapes, output_layer, storages, capsy
     assert decode["storages"] == storages
     layers = sum(rows * cols for rows, cols in ((128, 128), (64, 128), (64, 128), (128, 128), *[(192, 128)] * 3))
     output = 320 * 128
-    # 4.125 bits: half a byte, and a byte of scale for 64 of them; and a float32 for 256 of those (an inexact share here).
+    # 4.13 bits: half a byte, a byte of scale for 64 of them, and a float32 for 256 of those.
     bits = {"nf4": 4.13, "bf16, nf4": 16, "bf16, nf4, q8_0": 8.5}[storages]
     expected = 2 * layers * 4.13 / 8 + output * bits / 8 + 7 * 2 * 2 * 2 * 64
     assert decode["bytes_per_token"] == pytest.approx(expected, rel=0.02)
@@ -279,11 +288,7 @@ def test_a_random_adapter(tiny_shapes, tmp_path, capsys):
     assert bench_json(capsys, "--shape", "llama-1b", "--task", "decode", "--adapter", str(folder))
 
     base = bench_models.made_model("llama-1b", output_layer="bf16")
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, device_map="cpu")
-    model = peft.PeftModel.from_pretrained(model, folder)
-    for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            module.compute_dtype = torch.float32
+    model = peft.PeftModel.from_pretrained(float32_reference(base), folder)
     with torch.no_grad():
         expected = model(torch.from_numpy(IDS)[None].long()).logits[0].float().numpy()
     with halfbyte.load(base, precision="float32") as ours:

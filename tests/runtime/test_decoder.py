@@ -25,7 +25,7 @@ def ids(tokens):
 
 def test_the_logits_are_those_of_each_sequence_by_itself(engine):
     decoder = _core.BatchDecoder(engine, len(PROMPTS), 16, None)
-    decoder.extend(ids(sum(PROMPTS, [])), lengths([len(prompt) for prompt in PROMPTS]))
+    decoder.extend(ids([token for prompt in PROMPTS for token in prompt]), lengths([len(prompt) for prompt in PROMPTS]))
     sequences = [list(prompt) for prompt in PROMPTS]
     for step in range(STEPS):
         for found, sequence in zip(decoder.logits, sequences, strict=True):
@@ -40,7 +40,7 @@ def test_the_logits_are_those_of_each_sequence_by_itself(engine):
         decoder.extend(tokens.astype(np.int32), lengths(counts))
         start = 0
         for sequence, count in zip(sequences, counts, strict=True):
-            sequence += tokens[start : start + count].tolist()
+            sequence.extend(tokens[start : start + count].tolist())
             start += count
 
 

@@ -16,6 +16,7 @@ import datetime
 import json
 import os
 import platform
+import statistics
 import sys
 import time
 from contextlib import ExitStack
@@ -46,8 +47,10 @@ def _started(row: Row, entrant: Entrant) -> Session:
     return Session(entrant.side, {"threads": row.threads, **entrant.options()})
 
 
-def _together(row: Row, request: dict[str, Any], rounds: int, with_quality: bool) -> dict[str, dict[str, Any]]:
-    """All sides loaded; in each round each of them once, another one first each time."""
+def _together(
+    row: Row, request: dict[str, Any], rounds: int, with_quality: bool, bandwidth: list[float]
+) -> dict[str, dict[str, Any]]:
+    """All sides loaded; in each round each of them once, another first each time. `bandwidth`: read in each round."""
     sides: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
         sessions: dict[str, Session] = {}
@@ -62,6 +65,7 @@ def _together(row: Row, request: dict[str, Any], rounds: int, with_quality: bool
                 sides[entrant.label] = {"error": str(error)}
                 _note(f"  {entrant.label}: {error}")
         for number in range(rounds):
+            bandwidth.append(_core.read_bandwidth(row.threads, 0.2))
             labels = list(sessions)
             for label in labels[number % len(labels) :] + labels[: number % len(labels)]:
                 time.sleep(_PAUSE)
@@ -119,7 +123,8 @@ def measure(row: Row, rounds: int, with_quality: bool) -> report.Result:
             _note(f"  {entrant.label}: no model: {type(error).__name__}: {error}")
     request = row.request()
     roofs = measure_roofs(row.threads)
-    sides = _together(row, request, rounds, with_quality) if row.together else _anew(row, request, rounds)
+    bandwidth: list[float] = []
+    sides = _together(row, request, rounds, with_quality, bandwidth) if row.together else _anew(row, request, rounds)
     return {
         "key": row.key,
         "title": row.title,
@@ -130,7 +135,7 @@ def measure(row: Row, rounds: int, with_quality: bool) -> report.Result:
         "work": row.work,
         "passes_work": tokens_per_pass(row),
         "gflop": gflop(row),
-        "roofs": asdict(roofs),
+        "roofs": asdict(roofs) | {"read_gb_per_s": statistics.median([roofs.read_gb_per_s, *bandwidth])},
         "targets": [asdict(target) for target in row.targets],
         "sides": sides,
     }

@@ -54,7 +54,7 @@ class _Graph:
         return self.add("Mul", self.add("Mul", x, self.add("Add", erf, number("one", 1.0))), number("half", 0.5))
 
 
-def write_float(path: Path, shape: Shape, weights: Weights, sentences: int, tokens: int) -> None:
+def write_float(path: Path, shape: Shape, weights: Weights, tokens: int) -> None:
     """input_ids int64 [sentences, tokens] to last_hidden_state float32 [sentences, tokens, hidden]; no padding."""
     graph = _Graph(weights)
     table = graph.constant("words", weights["embeddings.word_embeddings.weight"])
@@ -63,8 +63,8 @@ def write_float(path: Path, shape: Shape, weights: Weights, sentences: int, toke
     places = places + weights["embeddings.token_type_embeddings.weight"][0]
     x = graph.add("Add", graph.add("Gather", table, "input_ids"), graph.constant("places", places[None]))
     x = graph.norm(x, "embeddings.LayerNorm", 1e-12)
-    split = graph.constant("split", np.array([sentences, tokens, shape.heads, shape.head_dim], np.int64))
-    merged = graph.constant("merged", np.array([sentences, tokens, shape.hidden], np.int64))
+    split = graph.constant("split", np.array([0, 0, shape.heads, shape.head_dim], np.int64))
+    merged = graph.constant("merged", np.array([0, 0, shape.hidden], np.int64))
     root = graph.constant("root", np.array(math.sqrt(shape.head_dim), np.float32))
     for index in range(shape.layers):
         layer = f"encoder.layer.{index}"
@@ -89,8 +89,12 @@ def write_float(path: Path, shape: Shape, weights: Weights, sentences: int, toke
         helper.make_graph(
             graph.nodes,
             "bert",
-            [helper.make_tensor_value_info("input_ids", TensorProto.INT64, [sentences, tokens])],
-            [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, [sentences, tokens, shape.hidden])],
+            [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["sentences", tokens])],
+            [
+                helper.make_tensor_value_info(
+                    "last_hidden_state", TensorProto.FLOAT, ["sentences", tokens, shape.hidden]
+                )
+            ],
             list(graph.constants.values()),
         ),
         opset_imports=[helper.make_opsetid("", 17)],

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peer_models as models
 from numpy.typing import NDArray
 from session import Session
 
-import models
 from halfbyte.bench_models import cache_folder
 
 Array = NDArray[np.float64]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import models
+import peer_models as models
 
 Options = Callable[[], dict[str, Any]]
 
@@ -150,7 +150,7 @@ def _smollm2(key: str, title: str, task: str, request: Callable[[], dict[str, An
 
 def _encoder(key: str, title: str, shape: str, sentences: int, tokens: int, repeats: int, targets: Any) -> Row:
     def exported(kind: str) -> Callable[[], str]:
-        return lambda: models.onnx_encoder(shape, kind, sentences, tokens)
+        return lambda: models.onnx_encoder(shape, kind, tokens)
 
     def float_path() -> str:
         return models.encoder(shape)
@@ -168,8 +168,8 @@ def _encoder(key: str, title: str, shape: str, sentences: int, tokens: int, repe
             _ours("halfbyte high, int8 weights", "high", float_path, shape, quantize="int8"),
             _ours("halfbyte fast, int8 weights", "fast", float_path, shape, quantize="int8"),
             _ours("halfbyte high, NF4 weights", "high", float_path, shape, quantize="nf4"),
-            _peer("OpenVINO int8", "openvino", exported("nncf"), shape),
-            _peer("OpenVINO bf16", "openvino", exported("float32"), shape),
+            _peer("OpenVINO int8", "openvino", exported("nncf"), shape, sentences=sentences),
+            _peer("OpenVINO bf16", "openvino", exported("float32"), shape, sentences=sentences),
             _peer("ONNX Runtime int8", "onnxruntime", exported("int8"), shape),
             _peer("ONNX Runtime float32", "onnxruntime", exported("float32"), shape),
             _peer("CTranslate2 int8", "ctranslate2", lambda: models.ctranslate2_encoder(shape), shape),

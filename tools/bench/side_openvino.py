@@ -11,11 +11,14 @@ from side import Floats, Side, pooled
 class OpenVino(Side):
     """An encoder of ONNX or OpenVINO's own format. `precision`: of the inference, "bf16" or "f32"."""
 
-    def __init__(self, path: str, threads: int, precision: str = "bf16") -> None:
+    def __init__(self, path: str, threads: int, sentences: int, precision: str = "bf16") -> None:
         core = openvino.Core()
+        model = core.read_model(path)
+        # A shape that is known when the model is compiled is what OpenVINO is quickest with.
+        model.reshape([sentences, model.input(0).partial_shape[1]])
         self.version = openvino.__version__.split("-")[0]
         self.model = core.compile_model(
-            path,
+            model,
             "CPU",
             {
                 "INFERENCE_PRECISION_HINT": precision,

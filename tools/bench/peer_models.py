@@ -113,20 +113,20 @@ def encoder_weights(shape: str) -> dict[str, NDArray[np.float32]]:
     return {name.removeprefix("bert."): np.asarray(values) for name, values in tensors.items()}
 
 
-def onnx_encoder(shape: str, kind: str, sentences: int, tokens: int) -> str:
+def onnx_encoder(shape: str, kind: str, tokens: int) -> str:
     """kind: float32, int8 (ONNX Runtime's) or nncf (OpenVINO's int8, a folder's worth in one .xml)."""
     import onnx_models  # noqa: PLC0415
 
-    name = f"{shape}-{sentences}x{tokens}-{kind}"
+    name = f"{shape}-{tokens}-{kind}"
     if kind == "float32":
         return _kept(
             f"{name}.onnx",
-            lambda path: onnx_models.write_float(path, SHAPES[shape], encoder_weights(shape), sentences, tokens),
+            lambda path: onnx_models.write_float(path, SHAPES[shape], encoder_weights(shape), tokens),
         )
-    source = Path(onnx_encoder(shape, "float32", sentences, tokens))
+    source = Path(onnx_encoder(shape, "float32", tokens))
     if kind == "int8":
         return _kept(f"{name}.onnx", lambda path: onnx_models.write_int8_onnxruntime(source, path, SHAPES[shape]))
-    samples = [sentence_tokens(shape, sentences, tokens, skip).astype(np.int64) for skip in range(1, 9)]
+    samples = [sentence_tokens(shape, 4, tokens, skip).astype(np.int64) for skip in range(1, 9)]
 
     def write(folder: Path) -> None:
         folder.mkdir()
