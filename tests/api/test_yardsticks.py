@@ -38,6 +38,13 @@ def result(**changes):
             {"ours": "halfbyte high", "theirs": "best", "ratio": 1.25},
             {"ours": "halfbyte high", "theirs": "broken", "ratio": 1.25},
         ],
+        "limits": [
+            {"ours": "halfbyte high", "what": "of readable", "value": 0.25},
+            {"ours": "halfbyte high", "what": "of readable", "value": 0.26},
+            {"ours": "halfbyte high", "what": "peak MB", "value": 799.0},
+            {"ours": "halfbyte high", "what": "seconds", "value": 3.0},
+            {"ours": "broken", "what": "seconds", "value": 3.0},
+        ],
         "sides": {
             "halfbyte high": {"seconds": [3.0, 1.0, 9.0], "bytes": 10**9, "peak_mb": 800.0, "load_s": 0.25},
             "slow": {"seconds": [6.0, 6.0, 6.0], "bytes": 0, "peak_mb": 900.0, "load_s": 1.0},
@@ -81,6 +88,13 @@ def test_the_tables():
     assert lines[2] == "| a task | halfbyte high | 10.0 tok/s | slow | 5.0 tok/s | 2.00 | 1.25 | yes |"
     assert lines[3].endswith("| 0.90 | 1.25 | no |")
     assert lines[4].endswith("| broken | - | - | 1.25 | not run |")
+    assert [line.split(" | ", 2)[2] for line in lines[5:]] == [
+        "25% of readable | - | - | - | 25% of readable | yes |",
+        "25% of readable | - | - | - | 26% of readable | no |",
+        "800 MB | - | - | - | 799 MB | no |",
+        "3.00 s | - | - | - | 3.00 s | yes |",
+        "- | - | - | - | 3.00 s | not run |",
+    ]
     detail = report.detail(result())
     # 10 tokens/s of 1 GB each are a quarter of 40 GB/s; 60 GFLOP in 3 seconds a tenth of 200 GFLOP/s.
     row = "| halfbyte high | 10.0 tok/s | ±133% | 10.0 (25%) | 20 (10% of int16) | - | - | 800 | 0.25 |"
@@ -119,6 +133,7 @@ def test_rows_are_sound():
         for target in row.targets:
             assert target.ours in labels, row.key
             assert target.theirs in [*labels, "best"], row.key
+        assert {limit.ours for limit in row.limits} <= set(labels), row.key
 
 
 @pytest.mark.parametrize("name", ["llama-1b", "llama-8b", "smollm2"])

@@ -137,6 +137,7 @@ def measure(row: Row, rounds: int, with_quality: bool) -> report.Result:
         "gflop": gflop(row),
         "roofs": asdict(roofs) | {"read_gb_per_s": statistics.median([roofs.read_gb_per_s, *bandwidth])},
         "targets": [asdict(target) for target in row.targets],
+        "limits": [asdict(limit) for limit in row.limits],
         "sides": sides,
     }
 

@@ -62,11 +62,45 @@ def verdicts(result: Result) -> list[dict[str, Any]]:
     return out
 
 
+def of_readable(result: Result, label: str) -> float | None:
+    """The share of the readable bandwidth that a side's weights pass at, where one token after another is decoded."""
+    speed, side = median_speed(result, label), result["sides"].get(label, {})
+    if speed is None or not side.get("bytes"):
+        return None
+    share: float = speed / result["passes_work"] * side["bytes"] * 1e-9 / result["roofs"]["read_gb_per_s"]
+    return share
+
+
+def limits(result: Result) -> list[tuple[str, str, str, bool | None]]:
+    """Every limit of a row: (side, what it reached, what it must reach, met)."""
+    out = []
+    for limit in result["limits"]:
+        label, value = limit["ours"], limit["value"]
+        side = result["sides"].get(label, {})
+        if limit["what"] == "of readable":
+            reached, at_least = of_readable(result, label), True
+            words = [f"{number:.0%} of readable" for number in (reached or 0.0, value)]
+        elif limit["what"] == "peak MB":
+            reached, at_least = side.get("peak_mb"), False
+            words = [f"{number:.0f} MB" for number in (reached or 0.0, value)]
+        else:
+            reached, at_least = statistics.median(side["seconds"]) if side.get("seconds") else None, False
+            words = [f"{number:.2f} s" for number in (reached or 0.0, value)]
+        if reached is None:
+            out.append((label, "-", words[1], None))
+        else:
+            out.append((label, words[0], words[1], reached >= value if at_least else reached <= value))
+    return out
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: int = 1) -> str:
     """A Markdown table; columns from `right` on are aligned to the right."""
     marks = ["---" if column < right else "---:" for column in range(len(header))]
     lines = [header, marks, *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+_MET = {True: "yes", False: "no", None: "not run"}
 
 
 def summary(results: Sequence[Result]) -> str:
@@ -84,9 +118,13 @@ def summary(results: Sequence[Result]) -> str:
                     shown(result, theirs),
                     "-" if verdict["ratio"] is None else f"{verdict['ratio']:.2f}",
                     f"{verdict['target']:.2f}",
-                    {True: "yes", False: "no", None: "not run"}[verdict["met"]],
+                    _MET[verdict["met"]],
                 )
             )
+        rows += [
+            (result["title"], label, reached, "-", "-", "-", wanted, _MET[met])
+            for label, reached, wanted, met in limits(result)
+        ]
     return table(("task", "halfbyte", "speed", "yardstick", "speed", "ratio", "target", "met"), rows, right=8)
 
 
@@ -98,7 +136,7 @@ def detail(result: Result) -> str:
             failed.append(f"{label} did not run: {side['error']}.")
             continue
         speed = median_speed(result, label)
-        gb = speed / result["passes_work"] * side["bytes"] * 1e-9 if speed and side.get("bytes") else None
+        share = of_readable(result, label) if result["task"] == "decode" else None
         gflops = speed / result["work"] * result["gflop"] if speed and result["gflop"] else None
         quality = side.get("quality", {})
         perplexity = "{perplexity:.3f} ({perplexity_float64:.3f})".format(**quality) if "perplexity" in quality else "-"
@@ -107,7 +145,7 @@ def detail(result: Result) -> str:
                 label,
                 shown(result, label),
                 spread(result, label),
-                f"{gb:.1f} ({gb / roofs['read_gb_per_s']:.0%})" if gb and result["task"] == "decode" else "-",
+                f"{share * roofs['read_gb_per_s']:.1f} ({share:.0%})" if share else "-",
                 f"{gflops:.0f} ({gflops / roofs['int16']:.0%} of int16)" if gflops else "-",
                 f"{quality['error']:.1e}" if "error" in quality else "-",
                 perplexity,

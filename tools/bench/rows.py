@@ -31,6 +31,15 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """What `ours` must reach by itself: at most so many "seconds" or "peak MB", at least that share "of readable"."""
+
+    ours: str
+    what: str
+    value: float
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of the comparison: a task that all its sides do in turn."""
 
@@ -43,6 +52,7 @@ class Row:
     work: int  # tokens that the seconds of one request are for
     entrants: tuple[Entrant, ...]
     targets: tuple[Target, ...] = ()
+    limits: tuple[Limit, ...] = ()
     together: bool = True  # all sides stay loaded; else each is loaded anew in every round
     warm: int = 1  # requests before those that count
 
@@ -118,6 +128,7 @@ def _decode_1b(threads: int) -> Row:
             *((_bitsandbytes(),) if threads > 1 else ()),
         ),
         (Target(HIGH, LLAMA, 1.25), Target(int8, LLAMA, 1.1)),
+        (Limit(HIGH, "of readable", 0.88),),
     )
 
 
@@ -293,6 +304,8 @@ def all_rows() -> list[Row]:
             lambda: {"task": "decode", "prompts": [[1]], "steps": 1},
             1,
             open_sides,
+            # The cache of one sequence of a few tokens is well below a megabyte.
+            limits=(Limit(HIGH, "seconds", 0.3), Limit(HIGH, "peak MB", 800.0)),
             together=False,
         ),
         _encoder(
