@@ -16,6 +16,7 @@ import halfbyte
 from halfbyte import _core, bench, bench_models, cli, errors, ops
 from halfbyte.bench_machine import Roofs
 from halfbyte.demo import demo_model
+from oracle import reference
 
 SMALL = {"prompt_tokens": 5, "decode_tokens": 3, "repeats": 1}
 
@@ -157,32 +158,23 @@ def test_the_same_seed_makes_the_same_model(tmp_path):
     assert digest(one) == "6a97e8422b9486dab6aab2a69c42430d807b04f131ae0c02f164e429fe42a15b"
 
 
-def float32_reference(folder):
-    """The folder in transformers and bitsandbytes, with float32 wherever its 16 bits would round."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu")
-    for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            module.compute_dtype = torch.float32
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.float()
-    return model
-
-
 @pytest.mark.parametrize("shape", [LLAMA, TIED], ids=["own output layer", "tied"])
 def test_transformers_and_bitsandbytes_read_a_made_model(shape, tmp_path):
     folder = make(tmp_path / "model", shape, output_layer="bf16")
-    model = float32_reference(folder)
-    kinds = [type(module) for module in model.modules()]
-    assert kinds.count(bitsandbytes.nn.Linear4bit) == 7 * shape.layers
     with torch.no_grad():
-        expected = model(torch.from_numpy(IDS)[None].long()).logits[0].numpy()
+        as_saved = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map="cpu")
+        kinds = [type(module) for module in as_saved.modules()]
+        assert kinds.count(bitsandbytes.nn.Linear4bit) == 7 * shape.layers
+        rounded = as_saved(torch.from_numpy(IDS)[None].long()).logits[0].float().numpy()
+        expected = reference.load(folder)(torch.from_numpy(IDS)[None].long()).logits[0].numpy()
     with halfbyte.load(folder, precision="float32") as ours:
         assert ours.info["format"] == "bitsandbytes"
         found = ours.logits([IDS.tolist()])[0]
     # Both in float32: 2 layers of sums of up to 192 terms; logits are spread over several units.
     assert expected.std() > 0.5
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+    # As it is loaded everything is bfloat16, which keeps 8 bits: some of 2^-8 = 4e-3 for each of a dozen layers.
+    assert np.sqrt(np.mean((rounded - expected) ** 2)) < 12**0.5 * 4e-3 * expected.std()
 
 
 def test_a_made_encoder_is_what_transformers_reads(tmp_path):
@@ -261,9 +253,10 @@ def test_a_shape_is_made_and_measured(tiny_shapes, output_layer, storages, capsy
     assert decode["storages"] == storages
     layers = sum(rows * cols for rows, cols in ((128, 128), (64, 128), (64, 128), (128, 128), *[(192, 128)] * 3))
     output = 320 * 128
-    # 4.13 bits: half a byte, a byte of scale for 64 of them, and a float32 for 256 of those.
+    # 4.13 bits: half a byte, a byte of scale for 64 of them, and a float32 for 256 of those; and two tables a matrix.
     bits = {"nf4": 4.13, "bf16, nf4": 16, "bf16, nf4, q8_0": 8.5}[storages]
-    expected = 2 * layers * 4.13 / 8 + output * bits / 8 + 7 * 2 * 2 * 2 * 64
+    tables = (16 + 256) * 4 * (15 if storages == "nf4" else 14)
+    expected = 2 * layers * 4.13 / 8 + output * bits / 8 + tables + 7 * 2 * 2 * 2 * 64
     assert decode["bytes_per_token"] == pytest.approx(expected, rel=0.02)
 
 
@@ -288,7 +281,7 @@ def test_a_random_adapter(tiny_shapes, tmp_path, capsys):
     assert bench_json(capsys, "--shape", "llama-1b", "--task", "decode", "--adapter", str(folder))
 
     base = bench_models.made_model("llama-1b", output_layer="bf16")
-    model = peft.PeftModel.from_pretrained(float32_reference(base), folder)
+    model = peft.PeftModel.from_pretrained(reference.load(base), folder)
     with torch.no_grad():
         expected = model(torch.from_numpy(IDS)[None].long()).logits[0].float().numpy()
     with halfbyte.load(base, precision="float32") as ours:
@@ -327,8 +320,14 @@ def test_the_output_layer_is_rounded_and_the_table_is_not(tmp_path):
     [
         (["--shape", "llama-1b", "path"], "name a model or a --shape, not both"),
         (["--shape", "bert-base", "--task", "batch"], "batch needs a decoder, and bert is an encoder"),
-        (["--shape", "llama-1b", "--adapter", "random:0"], "expected a PEFT folder or random:RANK, found 'random:0'"),
-        (["--shape", "llama-1b", "--adapter", "random:x"], "expected a PEFT folder or random:RANK, found 'random:x'"),
+        (
+            ["--shape", "llama-1b", "--task", "prefill", "--adapter", "random:0"],
+            "expected a PEFT folder or random:RANK, found 'random:0'",
+        ),
+        (
+            ["--shape", "llama-1b", "--task", "prefill", "--adapter", "random:x"],
+            "expected a PEFT folder or random:RANK, found 'random:x'",
+        ),
         (["--shape", "llama-1b", "--task", "batch", "--decode-tokens", "60"], "batch needs 65 positions"),
     ],
 )
