@@ -37,7 +37,8 @@ def shown(result: Result, label: str) -> str:
     if speed is None:
         return "-"
     if result["unit"] == "ms":
-        return f"{result['work'] / speed * 1e3:.3g} ms"
+        milliseconds = result["work"] / speed * 1e3
+        return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
     if result["unit"] == "s":
         return f"{result['work'] / speed:.2f} s"
     return f"{speed:.0f} tok/s" if speed >= 100 else f"{speed:.1f} tok/s"
