@@ -127,6 +127,7 @@ void bind_decoder(py::module_& m) {
                 self.extend(ids, counts);
             },
             py::arg("tokens"), py::arg("lengths"))
+        .def("truncate", &BatchDecoder::truncate, py::arg("tokens"))
         .def_property_readonly("logits", [](const BatchDecoder& self) {
             return matrix(size_t(self.sequences()), self.vocab_size(),
                           [&](float* out) { std::copy(self.logits().begin(), self.logits().end(), out); });

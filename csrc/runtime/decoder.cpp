@@ -1,5 +1,7 @@
 #include "runtime/decoder.h"
 
+#include <algorithm>
+
 #include "core/error.h"
 
 namespace halfbyte {
@@ -23,6 +25,11 @@ BatchDecoder::BatchDecoder(std::shared_ptr<const Engine> engine, int64_t sequenc
 }
 
 BatchDecoder::~BatchDecoder() = default;
+
+void BatchDecoder::truncate(int64_t tokens) {
+    if (tokens < 0) fail(ErrorCode::invalid_argument, "decoder: cannot keep ", tokens, " tokens; expected 0 or more");
+    for (int64_t& cached : cached_) cached = std::min(cached, tokens);
+}
 
 void BatchDecoder::extend(std::span<const int32_t> tokens, std::span<const int64_t> lengths) {
     const ModelInfo& info = engine_->info();

@@ -25,6 +25,9 @@ public:
     /// nothing was appended. Errors: invalid_argument (lengths that do not fit, an id out of range, a full cache).
     void extend(std::span<const int32_t> tokens, std::span<const int64_t> lengths);
 
+    /// Forgets all but the first `tokens` of every sequence; the logits stay as they are. Error invalid_argument below 0.
+    void truncate(int64_t tokens);
+
     std::span<const float> logits() const { return logits_; }  ///< [sequences, vocab]; zeros before the first extend()
     int64_t sequences() const { return int64_t(cached_.size()); }
     int64_t vocab_size() const { return engine_->info().vocab_size; }

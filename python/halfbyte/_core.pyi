@@ -239,6 +239,8 @@ class BatchDecoder:
     def __init__(self, engine: Engine, sequences: int, capacity: int, adapter: str | None) -> None: ...
     def extend(self, tokens: NDArray[np.int32], lengths: NDArray[np.int64]) -> None:
         """Append lengths[s] >= 1 tokens to every sequence, in one pass; releases the GIL."""
+    def truncate(self, tokens: int) -> None:
+        """Forget all but the first tokens of every sequence."""
     @property
     def logits(self) -> NDArray[np.float32]:
         """[sequences, vocab] behind the last token of each; a copy."""

@@ -90,9 +90,11 @@ def _batch(engine: _core.Engine, size: Size, adapter: str | None) -> Callable[[]
     prompts = spread_tokens(engine.info(), size.prompt_tokens * size.batch)
     long, one = np.full(size.batch, size.prompt_tokens, np.int64), np.ones(size.batch, np.int64)
 
+    decoder = _core.BatchDecoder(engine, size.batch, size.prompt_tokens + size.decode_tokens, adapter)
+    decoder.extend(prompts, long)
+
     def once() -> float:
-        decoder = _core.BatchDecoder(engine, size.batch, size.prompt_tokens + size.decode_tokens, adapter)
-        decoder.extend(prompts, long)
+        decoder.truncate(size.prompt_tokens)
         start = time.perf_counter()
         for _ in range(size.decode_tokens):
             decoder.extend(decoder.logits.argmax(axis=1).astype(np.int32), one)

@@ -44,6 +44,19 @@ def test_the_logits_are_those_of_each_sequence_by_itself(engine):
             start += count
 
 
+def test_what_is_truncated_can_be_said_again(engine):
+    decoder = _core.BatchDecoder(engine, 2, 4, None)
+    decoder.extend(ids([1, 2, 3]), lengths([1, 2]))
+    decoder.extend(ids([4, 5]), lengths([1, 1]))
+    first = decoder.logits
+    decoder.extend(ids([6, 7]), lengths([1, 1]))
+    decoder.truncate(1)  # [1] and [2]
+    decoder.extend(ids([4, 3, 5]), lengths([1, 2]))
+    assert np.abs(decoder.logits - first).max() < 1e-4 * np.abs(first).max()
+    with pytest.raises(errors.InvalidArgumentError, match="cannot keep -1 tokens"):
+        decoder.truncate(-1)
+
+
 def test_a_wrong_call_changes_nothing(engine):
     decoder = _core.BatchDecoder(engine, 2, 4, None)
     decoder.extend(ids([1, 2, 3]), lengths([1, 2]))

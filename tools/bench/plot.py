@@ -10,6 +10,7 @@ from report import best_peer, median_speed, shown
 
 mpl.use("Agg")
 mpl.rcParams["svg.hashsalt"] = "halfbyte"  # the same figures give the same file
+mpl.rcParams["svg.fonttype"] = "none"  # text stays text
 import matplotlib.pyplot as plt  # noqa: E402
 
 _OURS, _BEST, _OTHER = "#1b6e53", "#c2662d", "#b9b9b9"
@@ -52,5 +53,5 @@ def write(run: dict[str, Any], folder: Path) -> None:
     )
     for suffix in ("png", "svg"):
         metadata = {"Date": None} if suffix == "svg" else {}
-        figure.savefig(folder / f"performance.{suffix}", dpi=130, metadata=metadata)
+        figure.savefig(folder / f"performance.{suffix}", dpi=110, metadata=metadata)
     plt.close(figure)
