@@ -6,10 +6,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
 #include <fstream>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <system_error>
@@ -23,7 +25,11 @@ namespace halfbyte {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-constexpr int kSpins = 4000;  // pauses before sleeping: tens of microseconds, longer than the gap between two ops of a model
+// Waiting: some 50 microseconds of pauses, longer than the gap between two ops of a model; then whoever else wants the core may
+// have it for a while; then sleep. Waking a sleeper costs up to 100 microseconds, and between two tokens a caller samples and
+// prints: sleeping there would slow every token.
+constexpr int kPauses = 3000;
+constexpr auto kLongestSpin = std::chrono::microseconds(1000);
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -33,6 +39,21 @@ void pause() {
 #endif
 }
 
+/// Spins until `ready()`; false if that took too long.
+template <class Ready>
+bool spin_until(Ready ready) {
+    for (int i = 0; i < kPauses; i++) {
+        if (ready()) return true;
+        pause();
+    }
+    const auto end = std::chrono::steady_clock::now() + kLongestSpin;
+    do {
+        if (ready()) return true;
+        sched_yield();
+    } while (std::chrono::steady_clock::now() < end);
+    return false;
+}
+
 // Counts the forks that lie between this process and the first one; a pool remembers the count it was made under.
 std::atomic<uint64_t> forks{0};
 
@@ -40,6 +61,26 @@ void watch_forks() {
     static const int registered = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
     (void)registered;
 }
+
+// What is left of one thread's part of a parallel_for: groups begin .. end in the upper and lower half of one word. Its owner
+// takes from the front, so that it reads one stream of memory; who has finished takes from the back of another's.
+struct alignas(64) Share {
+    std::atomic<uint64_t> left{0};
+
+    void set(uint64_t begin, uint64_t end) { left.store(begin << 32 | end, std::memory_order_relaxed); }
+    /// At most `most` groups and half of what is left; false if nothing is.
+    bool take(bool front, uint64_t most, int64_t* begin, int64_t* end) {
+        uint64_t now = left.load(std::memory_order_relaxed), next;
+        do {
+            const uint64_t first = now >> 32, last = now & 0xffffffffu;
+            if (first >= last) return false;
+            const uint64_t count = std::min(most, (last - first + 1) / 2);
+            next = front ? (first + count) << 32 | last : first << 32 | (last - count);
+            *begin = int64_t(front ? first : last - count), *end = *begin + int64_t(count);
+        } while (!left.compare_exchange_weak(now, next, std::memory_order_relaxed));
+        return true;
+    }
+};
 
 }  // namespace
 
@@ -61,6 +102,9 @@ struct ThreadPool::State {
     std::mutex mutex;
     std::condition_variable work, done;
     std::exception_ptr error;  // guarded by mutex
+    std::atomic<bool> failed{false};
+    std::atomic<uint64_t> regions{0};
+    std::unique_ptr<Share[]> shares;  // one a thread
     std::vector<std::thread> threads;
     uint64_t forks_at_start = 0;
 
@@ -72,18 +116,19 @@ struct ThreadPool::State {
         } catch (...) {
             const std::lock_guard lock(mutex);
             if (!error) error = std::current_exception();
+            failed.store(true, std::memory_order_relaxed);
         }
     }
 
     void work_loop(int worker, int workers) {
         uint32_t seen = 0;
         for (;;) {
-            uint64_t now = gate.load(std::memory_order_acquire);
-            for (int i = 0; i < kSpins && number(now) == seen && !stop.load(std::memory_order_relaxed); i++) {
-                pause();
+            uint64_t now = 0;
+            const auto called = [&] {
                 now = gate.load(std::memory_order_acquire);
-            }
-            if (number(now) == seen) {
+                return number(now) != seen || stop.load(std::memory_order_relaxed);
+            };
+            if (!spin_until(called)) {
                 std::unique_lock lock(mutex);
                 sleepers.fetch_add(1);
                 work.wait(lock, [&] { return number(gate.load()) != seen || stop.load(); });
@@ -118,10 +163,7 @@ struct ThreadPool::State {
 
     template <class Finished>
     void wait(Finished finished) {
-        for (int i = 0; i < kSpins; i++) {
-            if (finished(gate.load(std::memory_order_acquire))) return;
-            pause();
-        }
+        if (spin_until([&] { return finished(gate.load(std::memory_order_acquire)); })) return;
         std::unique_lock lock(mutex);
         caller_sleeps.store(true);
         done.wait(lock, [&] { return finished(gate.load()); });
@@ -131,15 +173,17 @@ struct ThreadPool::State {
     /// everyone: every thread takes part. Otherwise only those that come before the caller is done.
     void fork_join(const FunctionRef<void(int, int)>& next, bool everyone) {
         const int workers = int(threads.size()) + 1;
+        regions.fetch_add(1, std::memory_order_relaxed);
         open(next);
         call(0, workers);
         if (everyone) wait([&](uint64_t g) { return left(g) == workers - 1; });
         gate.fetch_or(kClosed);
         wait([](uint64_t g) { return left(g) == entered(g); });
         std::exception_ptr thrown;
-        {
+        if (failed.load(std::memory_order_relaxed)) {
             const std::lock_guard lock(mutex);
             std::swap(thrown, error);
+            failed.store(false, std::memory_order_relaxed);
         }
         busy.store(false, std::memory_order_release);
         if (thrown) std::rethrow_exception(thrown);
@@ -164,6 +208,7 @@ ThreadPool::ThreadPool(int threads)
     watch_forks();
     state_->forks_at_start = forks.load(std::memory_order_relaxed);
     if (threads_ == 1) return;
+    state_->shares = std::make_unique<Share[]>(size_t(threads_));
     // Workers inherit a mask that blocks every signal: Ctrl-C belongs to the threads of the host program.
     sigset_t all, before;
     sigfillset(&all);
@@ -197,26 +242,30 @@ void ThreadPool::run(FunctionRef<void(int, int)> job) {
 
 void ThreadPool::parallel_for(int64_t count, int64_t grain, FunctionRef<void(int64_t, int64_t)> f) {
     if (count <= 0) return;
-    grain = std::max<int64_t>(grain, 1);
+    grain = std::max({grain, int64_t(1), count >> 31});  // groups fit into 32 bits
     const int64_t groups = (count + grain - 1) / grain;
     if (groups == 1 || !state_->acquire()) return f(0, count);
-    // About eight pieces a thread: even enough where threads run at different speeds, and few claims.
-    const int64_t piece = grain * std::max<int64_t>(1, groups / (8 * threads_));
-    std::atomic<int64_t> next{0};
-    const auto claim = [&](int, int) {
+    Share* const shares = state_->shares.get();
+    const int threads = threads_;
+    for (int i = 0; i < threads; i++) shares[i].set(uint64_t(groups * i / threads), uint64_t(groups * (i + 1) / threads));
+    // A quarter of a share at a time, and ever less towards its end: few claims, and all threads end together.
+    const auto piece = uint64_t(std::max<int64_t>(1, groups / (4 * threads)));
+    const auto claim = [&](int worker, int) {
         try {
-            for (;;) {
-                const int64_t begin = next.fetch_add(piece, std::memory_order_relaxed);
-                if (begin >= count) return;
-                f(begin, std::min(begin + piece, count));
+            for (int other = 0; other < threads; other++) {
+                Share& share = shares[(worker + other) % threads];
+                for (int64_t begin, end; share.take(other == 0, piece, &begin, &end);)
+                    f(begin * grain, std::min(end * grain, count));
             }
         } catch (...) {
-            next.store(count, std::memory_order_relaxed);  // the others need not finish
+            for (int i = 0; i < threads; i++) shares[i].set(0, 0);  // the others need not finish
             throw;
         }
     };
     state_->fork_join(claim, false);
 }
+
+uint64_t ThreadPool::regions() const { return state_->regions.load(std::memory_order_relaxed); }
 
 namespace {
 

@@ -43,8 +43,12 @@ public:
     int threads() const { return threads_; }
     /// job(worker, workers) once on each of `workers` threads, worker = 0 .. workers-1.
     void run(FunctionRef<void(int worker, int workers)> job);
-    /// f(begin, end) over pieces of [0, count), each a multiple of `grain` but for the last; pieces are claimed dynamically.
+    /// f(begin, end) over pieces of [0, count), each a multiple of `grain` but for the last. Every thread starts on a contiguous
+    /// share of its own and, when done, takes from those of others.
     void parallel_for(int64_t count, int64_t grain, FunctionRef<void(int64_t begin, int64_t end)> f);
+
+    /// Calls that were shared among threads so far: each is one fork and one join.
+    uint64_t regions() const;
 
 private:
     struct State;
