@@ -256,7 +256,8 @@ public:
         check(in.rows == onto.rows, "lora", "x has ", in.rows, " rows, y has ", onto.rows);
         check(a.size() == b.size() && a.size() == scales.size(), "lora", a.size(), " matrices A, ", b.size(),
               " matrices B, ", scales.size(), " scales");
-        std::vector<LoraFactors> adapters;
+        std::vector<LoraFactors> factors;
+        std::vector<const LoraFactors*> adapters;
         for (size_t i = 0; i < a.size(); i++) {
             check(a[i].ndim() == 2 && b[i].ndim() == 2 && a[i].shape(1) == in.cols && b[i].shape(0) == onto.cols &&
                       a[i].shape(0) == b[i].shape(1),
@@ -264,9 +265,10 @@ public:
                   shape_of(b[i]));
             check((a[i].flags() & py::array::c_style) != 0 && (b[i].flags() & py::array::c_style) != 0, "lora",
                   "A and B must be C-contiguous");
-            adapters.push_back(
-                {a[i].data(), b[i].data(), factor_dtype(a[i], "A"), factor_dtype(b[i], "B"), a[i].shape(0), scales[i]});
+            factors.push_back(device_->upload_lora({a[i].data(), b[i].data(), factor_dtype(a[i], "A"),
+                                                    factor_dtype(b[i], "B"), a[i].shape(0), in.cols, onto.cols, scales[i]}));
         }
+        for (const LoraFactors& each : factors) adapters.push_back(each.rank > 0 ? &each : nullptr);
         const int32_t* rows = nullptr;
         if (row_adapter) {
             check(row_adapter->ndim() == 1 && row_adapter->shape(0) == in.rows, "lora", "row_adapter must have shape (",

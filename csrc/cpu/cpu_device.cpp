@@ -16,11 +16,6 @@ namespace {
 // Below so many elements a second thread costs more than it saves (a fork and join is about 2 microseconds).
 constexpr int64_t kMinimumWork = 16384;
 
-void expect_same_shape(const Tensor& a, const Tensor& b, const char* op) {
-    expect(a.rows == b.rows && a.cols == b.cols, op, ": shapes differ: [", a.rows, ", ", a.cols, "] and [", b.rows, ", ",
-           b.cols, "]");
-}
-
 }  // namespace
 
 std::shared_ptr<Device> make_device(const DeviceOptions& options);

@@ -15,6 +15,11 @@ void expect(bool condition, const Parts&... parts) {
     if (!condition) fail(ErrorCode::internal, "cpu ", parts...);
 }
 
+inline void expect_same_shape(const Tensor& a, const Tensor& b, const char* op) {
+    expect(a.rows == b.rows && a.cols == b.cols, op, ": shapes differ: [", a.rows, ", ", a.cols, "] and [", b.rows, ", ",
+           b.cols, "]");
+}
+
 /// Up to so many rows, transposing float weights costs more than it gains.
 constexpr int64_t kFewFloatRows = 8;
 
@@ -22,6 +27,8 @@ inline FloatKind float_kind(DType dtype) {
     expect(dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16, "linear: a float weight in ", name_of(dtype));
     return dtype == DType::f32 ? kF32 : dtype == DType::f16 ? kF16 : kBf16;
 }
+
+class LoraCall;
 
 class CpuDevice final : public Device {
 public:
@@ -40,8 +47,10 @@ public:
     Weight download(const Weight& uploaded) override;
     Weight upload_table(const Weight& weight) override { return weight; }
 
-    void linear(const Tensor& x, std::span<const LinearPart> parts) override;  // linear.cpp
-    void lora(const Tensor& x, std::span<const LoraFactors> adapters, const int32_t* row_adapter,
+    void linear(const Tensor& x, std::span<const LinearPart> parts) override;                 // linear.cpp
+    void fused_linear(const LinearInput& input, std::span<const LinearPart> parts) override;  // linear.cpp
+    LoraFactors upload_lora(const LoraMatrices& matrices) override;                           // lora.cpp
+    void lora(const Tensor& x, std::span<const LoraFactors* const> adapters, const int32_t* row_adapter,
               Tensor y) override;  // lora.cpp
     void embed(const Weight& table, std::span<const int32_t> ids, Tensor out, bool accumulate) override;
     void layer_norm(const Tensor& x, const float* gamma, const float* beta, float eps, Tensor out) override;
@@ -64,7 +73,9 @@ private:
     void float_part(const Tensor& x, const LinearPart& part, int64_t first, int64_t last) const;
     /// The products of float weights with `rows` rows of x, by FloatKind.
     const auto& float_work(int64_t rows) const { return rows <= kFewFloatRows ? kernels_.float_dots : kernels_.float_gemm; }
-    void lora_rows(const Tensor& x, const LoraFactors& adapter, std::span<const int32_t> rows, Tensor y);
+    void linear(const LinearInput& input, std::span<const LinearPart> parts, LoraCall& adapters);
+    /// Row r as it is multiplied, written to `transformed` unless it is null: then to x or to this thread's scratch.
+    const float* transformed_row(const LinearInput& input, int64_t r, float* transformed) const;
 
     Precision precision_;
     const Isa& isa_;

@@ -142,6 +142,12 @@ struct Kernels {
     /// The same for many rows: w is transposed piece by piece into scratch on the stack.
     void (*float_gemm[kFloatKinds])(const void* w, int64_t w_stride, int64_t n, const float* x, int64_t x_stride, int64_t m,
                                     int64_t cols, const LinearOutput& out);
+    /// out[i][0 .. 16) = scale * sum over k < cols of x[rows[i]][k] * a[k][16], i < count; rows null: row i itself.
+    void (*lora_inner[kFloatKinds])(const void* a, const float* x, int64_t x_stride, const int32_t* rows, int64_t count,
+                                    int64_t cols, float scale, float* out, int64_t out_stride);
+    /// y[rows[i]][0 .. n) += sum over k < rank of inner[i][k] * b[k][16], n <= 16
+    void (*lora_outer[kFloatKinds])(const void* b, const float* inner, int64_t inner_stride, const int32_t* rows,
+                                    int64_t count, int64_t rank, float* y, int64_t y_stride, int64_t n);
     void (*attention[2])(const AttentionTask& task);  ///< kF32, kF16
 
     void (*layer_norm)(const float* x, int64_t cols, const float* gamma, const float* beta, float eps, float* out);

@@ -1,78 +1,34 @@
-// CpuDevice::linear: activations are quantised once, then one parallel region runs every part.
+// Linear layers: one parallel region over the rows of the input, one over the outputs of all parts.
 #include <algorithm>
-#include <atomic>
-#include <utility>
+#include <cstring>
+#include <optional>
 
 #include "cpu/cpu_device.h"
+#include "cpu/lora.h"
 #include "cpu/memory.h"
 #include "cpu/panels.h"
+#include "cpu/quantizer.h"
 #include "storage/storage.h"
 
 namespace halfbyte::cpu {
 
 namespace {
 
-// A row whose integers are further than this from its activations (relative, root of the mean square) gets a second term. Rows
-// spread like a normal distribution are at 1e-4, those of real models at 1e-4 to 2e-4, and rounding to bf16 is at 1.6e-3.
-constexpr double kWorstRounding = 2.5e-4;
 constexpr int64_t kSmallLinear = int64_t(1) << 16;  // multiplications below which a second thread costs more than it saves
+constexpr int64_t kSmallRows = 16384;               // the same for additions on the way into the product
 
-size_t round_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
+int64_t panels_of(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 
-/// x as integers in blocks of `block`, in `memory` of quantized_bytes(): room for a second term of every row.
-size_t quantized_bytes(const Tensor& x, int64_t block) {
-    const size_t rows = size_t(2 * x.rows), blocks = size_t(x.cols / block);
-    return round_up(rows * size_t(x.cols + 32) * sizeof(int16_t)) + 3 * round_up(rows * blocks * sizeof(float)) +
-           round_up(rows * sizeof(int32_t));
-}
-
-QuantizedRows quantize(const Tensor& x, int64_t block, ActivationForm form, char* memory, const Kernels& kernels,
-                       ThreadPool& pool) {
-    const int64_t capacity = form == kInt8 ? x.rows : 2 * x.rows, blocks = x.cols / block;
-    const auto take = [&](size_t bytes) {
-        char* const taken = memory;
-        memory += round_up(bytes);
-        return taken;
-    };
-    QuantizedRows q;
-    // 64 bytes more than a row: rows that are a multiple of 4 KiB apart would fight for the same lines of the cache.
-    q.form = form, q.stride = x.cols * (form == kInt8 ? 1 : 2) + 64;
-    q.scale_stride = capacity, q.main_count = x.rows;
-    auto* values = reinterpret_cast<uint8_t*>(take(size_t(capacity * q.stride)));
-    auto* scales = reinterpret_cast<float*>(take(size_t(capacity * blocks) * sizeof(float)));
-    auto* sums = reinterpret_cast<float*>(take(size_t(capacity * blocks) * sizeof(float)));
-    auto* starts = reinterpret_cast<int32_t*>(take(size_t(capacity * blocks) * sizeof(int32_t)));
-    auto* rows = reinterpret_cast<int32_t*>(take(size_t(capacity) * sizeof(int32_t)));
-    std::atomic<int64_t> count{x.rows};
-    const auto words = [&](int64_t row) { return reinterpret_cast<int16_t*>(values + row * q.stride); };
-    pool.parallel_for(x.rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, x.cols)), [&](int64_t first, int64_t last) {
-        for (int64_t r = first; r < last; r++) {
-            rows[r] = int32_t(r);
-            if (form == kInt8) {
-                kernels.quantize_row8(x.row(r), x.cols, block, values + r * q.stride, scales + r, sums + r, starts + r,
-                                      capacity);
-                continue;
-            }
-            double error = 0, norm = 0;
-            kernels.quantize_row(x.row(r), x.cols, block, words(r), scales + r, sums + r, capacity, &error, &norm);
-            if (error <= kWorstRounding * kWorstRounding * norm) continue;
-            const int64_t extra = count.fetch_add(1, std::memory_order_relaxed);
-            auto* residual = static_cast<float*>(scratch(Scratch::residual, size_t(x.cols) * sizeof(float)));
-            kernels.quantize_residual(x.row(r), x.cols, block, words(r), scales + r, capacity, residual);
-            kernels.quantize_row(residual, x.cols, block, words(extra), scales + extra, sums + extra, capacity, &error,
-                                 &norm);
-            rows[extra] = int32_t(r);
-        }
-    });
-    q.values = values, q.scales = scales, q.sums = sums, q.starts = starts, q.rows = rows, q.count = count.load();
-    return q;
-}
-
-/// Which integers the panels of a part are multiplied with: [form][block == 64].
-ActivationForm activation_form(const Panels& panels, Precision precision, const Kernels& kernels) {
-    const bool bytes =
-        precision == Precision::fast && kernels.quad_order != nullptr && panels.level_form != LevelForm::words;
-    return bytes ? kInt8 : kInt16;
+/// What an element of a row costs on its way into the product, next to an addition.
+int64_t cost_of(const RowTransform& transform) {
+    switch (transform.kind) {
+        case RowTransform::Kind::none: return 1;
+        case RowTransform::Kind::rms_norm:
+        case RowTransform::Kind::layer_norm: return 2;
+        case RowTransform::Kind::activation:
+        case RowTransform::Kind::gated_activation: return 4;
+    }
+    return 1;
 }
 
 }  // namespace
@@ -98,47 +54,119 @@ void CpuDevice::float_part(const Tensor& x, const LinearPart& part, int64_t firs
     }
 }
 
+const float* CpuDevice::transformed_row(const LinearInput& input, int64_t r, float* transformed) const {
+    const RowTransform& transform = input.transform;
+    float* row = input.x.row(r);
+    if (transform.kind == RowTransform::Kind::none) return row;
+    const auto cols = input.x.cols;
+    if (transform.kind == RowTransform::Kind::activation || transform.kind == RowTransform::Kind::gated_activation) {
+        if (transformed != nullptr && transformed != row) {
+            std::memcpy(transformed, row, size_t(cols) * sizeof(float));
+            row = transformed;
+        } else if (transformed == nullptr && input.transformed.data != input.x.data) {  // x must stay as it is
+            transformed = static_cast<float*>(scratch(Scratch::row, size_t(cols) * sizeof(float)));
+            std::memcpy(transformed, row, size_t(cols) * sizeof(float));
+            row = transformed;
+        }
+        const auto kind = size_t(transform.activation);
+        if (transform.kind == RowTransform::Kind::activation)
+            kernels_.activation->activate[kind](row, cols);
+        else
+            kernels_.activation->gate[kind](row, transform.up.row(r), cols);
+        return row;
+    }
+    if (transformed == nullptr) transformed = static_cast<float*>(scratch(Scratch::row, size_t(cols) * sizeof(float)));
+    if (transform.kind == RowTransform::Kind::rms_norm)
+        kernels_.rms_norm(row, cols, transform.gamma, transform.eps, transformed);
+    else
+        kernels_.layer_norm(row, cols, transform.gamma, transform.beta, transform.eps, transformed);
+    return transformed;
+}
+
 void CpuDevice::linear(const Tensor& x, std::span<const LinearPart> parts) {
-    int64_t units = 0, work = 0;  // units of 16 output columns
-    // Activations that the parts want: [form][in blocks of 32, of 64]
-    bool wanted[kActivationForms][2] = {};
-    const auto slot = [&](const Weight& w) -> std::pair<ActivationForm, bool> {
-        return {activation_form(view_panels(w), precision_, kernels_), w.block_size == 64};
-    };
+    LinearInput input;
+    input.x = x;
+    LoraCall none(kernels_, {}, nullptr, 0);
+    linear(input, parts, none);
+}
+
+void CpuDevice::fused_linear(const LinearInput& input, std::span<const LinearPart> parts) {
+    LoraCall adapters(kernels_, parts, input.row_adapter, input.x.rows);
+    linear(input, parts, adapters);
+}
+
+void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> parts, LoraCall& adapters) {
+    const Tensor& x = input.x;
+    const bool transforms = input.transform.kind != RowTransform::Kind::none;
+    if (transforms) expect_same_shape(x, input.transformed, "linear");
+    if (input.transform.kind == RowTransform::Kind::gated_activation) expect_same_shape(x, input.transform.up, "linear");
+    int64_t units = 0, work = 0;            // units of 16 output columns
+    bool wanted[kActivationForms][2] = {};  // activations as integers of a form, in blocks of 32, of 64
+    bool floats = false;                    // and as they are
+    const auto form_of = [&](const Weight& w) { return activation_form(view_panels(w), precision_, kernels_); };
     for (const LinearPart& part : parts) {
         const Weight& w = *part.weight;
         expect(w.cols == x.cols && part.y.rows == x.rows && part.y.cols == w.rows, "linear: x [", x.rows, ", ", x.cols,
                "], weight [", w.rows, ", ", w.cols, "], y [", part.y.rows, ", ", part.y.cols, "]");
         expect(!is_panels(w) || is_panels(w, isa_),
                "linear: the weight was uploaded to a device with another instruction set");
-        if (is_panels(w)) wanted[slot(w).first][slot(w).second] = true;
-        units += (w.rows + kPanelRows - 1) / kPanelRows;
+        (is_panels(w) ? wanted[form_of(w)][w.block_size == 64] : floats) = true;
+        units += panels_of(w.rows);
         work += w.rows * x.rows * x.cols;
     }
-    if (x.rows == 0 || units == 0) return;
-    QuantizedRows quantized[kActivationForms][2];
-    size_t bytes = 0;
+    if (x.rows == 0) return;
+
+    // First region: every row is transformed, made integers and multiplied by the A of its adapters.
+    size_t bytes = 1;
     for (const auto& form : wanted)
-        for (const int at : {0, 1}) bytes += form[at] ? quantized_bytes(x, 32 << at) : 0;
-    if (bytes > 0) {
-        auto* memory = static_cast<char*>(scratch(Scratch::quantized, bytes));
-        for (const int form : {kInt16, kInt8})
-            for (const int at : {0, 1}) {
-                if (!wanted[form][at]) continue;
-                quantized[form][at] = quantize(x, 32 << at, ActivationForm(form), memory, kernels_, pool_);
-                memory += quantized_bytes(x, 32 << at);
-            }
+        for (const int at : {0, 1}) bytes += form[at] ? Quantizer::bytes(x, 32 << at) : 0;
+    auto* memory = static_cast<char*>(scratch(Scratch::quantized, bytes));
+    std::optional<Quantizer> quantizers[kActivationForms][2];
+    bool integers = false;
+    for (const int form : {kInt16, kInt8})
+        for (const int at : {0, 1}) {
+            if (!wanted[form][at]) continue;
+            quantizers[form][at].emplace(x, 32 << at, ActivationForm(form), memory);
+            memory += Quantizer::bytes(x, 32 << at);
+            integers = true;
+        }
+    const bool write = transforms && (floats || input.keep || !adapters.empty());
+    const Tensor multiplied = write ? input.transformed : x;
+    const bool few_rows = adapters.few_rows(pool_);
+    if (!adapters.empty()) adapters.prepare(multiplied, few_rows);
+    const bool by_rows = !adapters.empty() && !few_rows;
+    const auto prepare = [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++) {
+            const float* row = transformed_row(input, r, write ? multiplied.row(r) : nullptr);
+            for (auto& form : quantizers)
+                for (std::optional<Quantizer>& each : form)
+                    if (each) each->quantize(kernels_, r, row);
+        }
+        if (by_rows) adapters.multiply_rows(first, last);
+    };
+    if (transforms || integers || by_rows) {
+        const int64_t grain = kSmallRows / std::max<int64_t>(1, x.cols * cost_of(input.transform));
+        pool_.parallel_for(x.rows, by_rows ? std::max<int64_t>(8, std::min<int64_t>(grain, 32)) : grain, prepare);
     }
+    if (!adapters.empty() && few_rows) adapters.multiply_all(pool_);
+
+    // Second region: the products, 16 outputs of a part at a time, and on top of them what its adapters add.
+    QuantizedRows quantized[kActivationForms][2];
+    for (const int form : {kInt16, kInt8})
+        for (const int at : {0, 1})
+            if (quantizers[form][at]) quantized[form][at] = quantizers[form][at]->rows();
     const auto run = [&](int64_t first, int64_t last) {
-        for (const LinearPart& part : parts) {
+        for (size_t p = 0; p < parts.size(); p++) {
+            const LinearPart& part = parts[p];
             const Weight& w = *part.weight;
-            const int64_t count = (w.rows + kPanelRows - 1) / kPanelRows, end = std::min(last, count);
+            const int64_t count = panels_of(w.rows), end = std::min(last, count);
             if (first < end) {
                 if (is_panels(w))
-                    kernels_.panel_linear(view_panels(w), quantized[slot(w).first][slot(w).second],
+                    kernels_.panel_linear(view_panels(w), quantized[form_of(w)][w.block_size == 64],
                                           LinearOutput{part.y.data, part.y.stride, part.bias, part.accumulate}, first, end);
                 else
-                    float_part(x, part, first, end);
+                    float_part(multiplied, part, first, end);
+                if (!adapters.empty()) adapters.add(p, part.y, first, end);
             }
             first = std::max<int64_t>(0, first - count), last -= count;
             if (last <= 0) return;

@@ -1,7 +1,9 @@
-// CpuDevice::lora: y += scale * (x A^T) B^T, the rows of each adapter together.
+// Low-rank adapters. A is kept in panels of 16 of its rows, [rank / 16][in][16], and B in panels of 16 outputs,
+// [out / 16][rank][16]: in both products a vector holds 16 results, no sum runs across lanes, and memory is read once, in order.
+#include "cpu/lora.h"
+
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "cpu/cpu_device.h"
 #include "cpu/memory.h"
@@ -10,54 +12,158 @@ namespace halfbyte::cpu {
 
 namespace {
 
-constexpr int64_t kPieceRows = 48;
+constexpr int64_t kPieceCols = 512;  // columns of A that are one piece of work: 16 KiB in 16 bits
+constexpr int64_t kSmallInner =
+    16 * 1024;                     // elements of A (times rows) below which a second thread costs more than it saves
+constexpr int64_t kRowBlock = 64;  // rows whose A x and outputs stay in the L1 cache while panels of B pass by
+
+int64_t panels_of(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
+
+/// matrix [rows][cols] -> panels [rows / 16][cols][16]; missing rows are zeros.
+void interleave_rows(const char* matrix, int64_t rows, int64_t cols, size_t element, char* out) {
+    std::memset(out, 0, size_t(panels_of(rows) * cols * kPanelRows) * element);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < cols; c++) {
+            const int64_t to = (r / kPanelRows * cols + c) * kPanelRows + r % kPanelRows;
+            std::memcpy(out + size_t(to) * element, matrix + size_t(r * cols + c) * element, element);
+        }
+}
+
+const char* panel_at(const Buffer& buffer, DType dtype, int64_t elements) {
+    return static_cast<const char*>(buffer.data) + size_t(elements) * size_of(dtype);
+}
 
 }  // namespace
 
-void CpuDevice::lora_rows(const Tensor& x, const LoraFactors& adapter, std::span<const int32_t> rows, Tensor y) {
-    const FloatKind a_kind = float_kind(adapter.a_dtype), b_kind = float_kind(adapter.b_dtype);
-    const int64_t total = int64_t(rows.size()), rank = adapter.rank;
-    const auto run = [&](int64_t first, int64_t last) {
-        const int64_t m = last - first;
-        const bool together = rows[size_t(last - 1)] - rows[size_t(first)] == m - 1;  // rows ascend
-        // [m][rank] products with A, and for scattered rows copies of x and a place for their results.
-        const size_t floats = size_t(m) * size_t(rank + (together ? 0 : x.cols + y.cols));
-        auto* inner = static_cast<float*>(scratch(Scratch::lora, floats * sizeof(float)));
-        Tensor in, result;
-        if (together) {
-            in = x.row_range(rows[size_t(first)], m), result = y.row_range(rows[size_t(first)], m);
-        } else {
-            in = Tensor(inner + m * rank, m, x.cols), result = Tensor(in.data + m * x.cols, m, y.cols);
-            for (int64_t r = 0; r < m; r++) {
-                std::memcpy(in.row(r), x.row(rows[size_t(first + r)]), size_t(x.cols) * sizeof(float));
-                std::memcpy(result.row(r), y.row(rows[size_t(first + r)]), size_t(y.cols) * sizeof(float));
-            }
-        }
-        const auto& work = float_work(m);
-        work[a_kind](adapter.a, x.cols, rank, in.data, in.stride, m, x.cols, LinearOutput{inner, rank, nullptr, false});
-        kernels_.scale(inner, adapter.scale, m * rank);
-        work[b_kind](adapter.b, rank, y.cols, inner, rank, m, rank, LinearOutput{result.data, result.stride, nullptr, true});
-        if (!together)
-            for (int64_t r = 0; r < m; r++)
-                std::memcpy(y.row(rows[size_t(first + r)]), result.row(r), size_t(y.cols) * sizeof(float));
+LoraFactors CpuDevice::upload_lora(const LoraMatrices& m) {
+    (void)float_kind(m.a_dtype), (void)float_kind(m.b_dtype);
+    LoraFactors out{{}, {}, m.a_dtype, m.b_dtype, m.rank, m.in, m.out, m.scale};
+    const auto pack = [this](const void* matrix, int64_t rows, int64_t cols, DType dtype) {
+        Buffer buffer = allocate(size_t(panels_of(rows) * cols * kPanelRows) * size_of(dtype));
+        interleave_rows(static_cast<const char*>(matrix), rows, cols, size_of(dtype), static_cast<char*>(buffer.data));
+        return buffer;
     };
-    if (total <= kFewFloatRows)
-        run(0, total);
-    else
-        pool_.parallel_for(total, kPieceRows, run);
+    out.a = pack(m.a, m.rank, m.in, m.a_dtype);
+    out.b = pack(m.b, m.out, m.rank, m.b_dtype);
+    return out;
 }
 
-void CpuDevice::lora(const Tensor& x, std::span<const LoraFactors> adapters, const int32_t* row_adapter, Tensor y) {
-    expect(x.rows == y.rows, "lora: ", x.rows, " rows of x and ", y.rows, " of y");
-    std::vector<int32_t> rows;
-    rows.reserve(size_t(x.rows));
-    for (size_t index = 0; index < adapters.size(); index++) {
-        if (adapters[index].rank == 0) continue;
-        rows.clear();
-        for (int64_t r = 0; r < x.rows; r++)
-            if ((row_adapter == nullptr ? 0 : row_adapter[r]) == int64_t(index)) rows.push_back(int32_t(r));
-        if (!rows.empty()) lora_rows(x, adapters[index], rows, y);
+LoraCall::LoraCall(const Kernels& kernels, std::span<const LinearPart> parts, const int32_t* row_adapter, int64_t rows)
+    : kernels_(kernels), rows_(rows) {
+    size_t adapters = 0;
+    for (const LinearPart& part : parts) adapters = std::max(adapters, part.adapters.size());
+    if (adapters == 0 || rows == 0) return;
+    if (row_adapter != nullptr) {
+        by_adapter_.resize(adapters);
+        for (int64_t r = 0; r < rows; r++)
+            if (row_adapter[r] >= 0) by_adapter_[size_t(row_adapter[r])].push_back(int32_t(r));
     }
+    for (size_t p = 0; p < parts.size(); p++) {
+        // Without row_adapter every row is the first adapter's.
+        const size_t used =
+            row_adapter != nullptr ? parts[p].adapters.size() : std::min<size_t>(1, parts[p].adapters.size());
+        for (size_t i = 0; i < used; i++) {
+            const LoraFactors* factors = parts[p].adapters[i];
+            const int64_t count = row_adapter == nullptr ? rows : int64_t(by_adapter_[i].size());
+            if (factors == nullptr || factors->rank == 0 || count == 0) continue;
+            expect(factors->out == parts[p].y.cols, "lora: B has ", factors->out, " rows, y ", parts[p].y.cols, " columns");
+            const bool all = count == rows;
+            jobs_.push_back(
+                {factors, p, all ? nullptr : by_adapter_[i].data(), count, panels_of(factors->rank) * kPanelRows});
+        }
+    }
+}
+
+void LoraCall::prepare(const Tensor& x, bool few_rows) {
+    x_ = x;
+    pieces_ = few_rows ? (x.cols + kPieceCols - 1) / kPieceCols : 1;
+    int64_t floats = 0;
+    for (const Job& job : jobs_) {
+        expect(job.factors->in == x.cols, "lora: A has ", job.factors->in, " columns, x ", x.cols);
+        floats += pieces_ * job.count * job.stride;
+    }
+    auto* memory = static_cast<float*>(scratch(Scratch::lora, size_t(floats) * sizeof(float)));
+    for (Job& job : jobs_) {
+        job.inner = memory;
+        memory += pieces_ * job.count * job.stride;
+    }
+}
+
+/// out [last - first][stride], columns 16 * panel ... of it: A's panel times columns first_col .. last_col of the job's rows.
+void LoraCall::multiply(const Job& job, int64_t panel, int64_t first_col, int64_t last_col, int64_t first, int64_t last,
+                        float* out) const {
+    const LoraFactors& f = *job.factors;
+    const char* a = panel_at(f.a, f.a_dtype, (panel * f.in + first_col) * kPanelRows);
+    const float* x = (job.rows == nullptr ? x_.row(first) : x_.data) + first_col;
+    kernels_.lora_inner[float_kind(f.a_dtype)](a, x, x_.stride, job.rows == nullptr ? nullptr : job.rows + first,
+                                               last - first, last_col - first_col, f.scale, out + panel * kPanelRows,
+                                               job.stride);
+}
+
+void LoraCall::multiply_all(ThreadPool& pool) const {
+    int64_t items = 0;  // of (job, panel, piece)
+    for (const Job& job : jobs_) items += job.stride / kPanelRows * pieces_;
+    const auto run = [&](int64_t first, int64_t last) {
+        for (const Job& job : jobs_) {
+            const int64_t count = job.stride / kPanelRows * pieces_;
+            for (int64_t item = first; item < std::min(last, count); item++) {
+                const int64_t piece = item % pieces_, col = piece * kPieceCols;
+                multiply(job, item / pieces_, col, std::min(col + kPieceCols, x_.cols), 0, job.count,
+                         job.inner + piece * job.count * job.stride);
+            }
+            first = std::max<int64_t>(0, first - count), last -= count;
+            if (last <= 0) return;
+        }
+    };
+    if (items * kPieceCols * kPanelRows * rows_ < 2 * kSmallInner)
+        run(0, items);
+    else
+        pool.parallel_for(items, 1, run);
+    for (const Job& job : jobs_)
+        for (int64_t piece = 1; piece < pieces_; piece++)
+            kernels_.add(job.inner, job.inner + piece * job.count * job.stride, job.count * job.stride);
+}
+
+void LoraCall::multiply_rows(int64_t first, int64_t last) const {
+    for (const Job& job : jobs_) {
+        int64_t begin = first, end = last;
+        if (job.rows != nullptr) {
+            begin = std::lower_bound(job.rows, job.rows + job.count, first) - job.rows;
+            end = std::lower_bound(job.rows, job.rows + job.count, last) - job.rows;
+        }
+        for (int64_t panel = 0; begin < end && panel < job.stride / kPanelRows; panel++)
+            multiply(job, panel, 0, x_.cols, begin, end, job.inner + begin * job.stride);
+    }
+}
+
+void LoraCall::add(size_t part, const Tensor& y, int64_t first, int64_t last) const {
+    for (const Job& job : jobs_) {
+        if (job.part != part) continue;
+        const LoraFactors& f = *job.factors;
+        for (int64_t row = 0; row < job.count; row += kRowBlock)
+            for (int64_t panel = first; panel < last; panel++) {
+                float* to = (job.rows == nullptr ? y.row(row) : y.data) + panel * kPanelRows;
+                kernels_.lora_outer[float_kind(f.b_dtype)](
+                    panel_at(f.b, f.b_dtype, panel * f.rank * kPanelRows), job.inner + row * job.stride, job.stride,
+                    job.rows == nullptr ? nullptr : job.rows + row, std::min(kRowBlock, job.count - row), f.rank, to,
+                    y.stride, std::min<int64_t>(kPanelRows, f.out - panel * kPanelRows));
+            }
+    }
+}
+
+void CpuDevice::lora(const Tensor& x, std::span<const LoraFactors* const> adapters, const int32_t* row_adapter, Tensor y) {
+    expect(x.rows == y.rows, "lora: ", x.rows, " rows of x and ", y.rows, " of y");
+    LinearPart part;
+    part.y = y, part.adapters = adapters;
+    LoraCall call(kernels_, {&part, 1}, row_adapter, x.rows);
+    if (call.empty()) return;
+    const bool few_rows = call.few_rows(pool_);
+    call.prepare(x, few_rows);
+    if (few_rows)
+        call.multiply_all(pool_);
+    else
+        pool_.parallel_for(x.rows, 8, [&](int64_t first, int64_t last) { call.multiply_rows(first, last); });
+    pool_.parallel_for(panels_of(y.cols), 1, [&](int64_t first, int64_t last) { call.add(0, y, first, last); });
 }
 
 }  // namespace halfbyte::cpu

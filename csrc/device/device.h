@@ -42,21 +42,52 @@ enum class WeightUse {
 
 enum class Activation { none, relu, gelu, gelu_tanh, silu, tanh };
 
-/// One product of a linear call: y = x W^T + bias (or y += ...).
+/// The matrices of one LoRA adapter for one linear layer in host memory, as they were saved: f32, f16 or bf16.
+struct LoraMatrices {
+    const void* a = nullptr;  ///< [rank, in]
+    const void* b = nullptr;  ///< [out, rank]
+    DType a_dtype = DType::f32, b_dtype = DType::f32;
+    int64_t rank = 0, in = 0, out = 0;
+    float scale = 1;  ///< lora_alpha / r, or lora_alpha / sqrt(r)
+};
+
+/// The same in the layout of the device that made it, Device::upload_lora(): same values, same dtypes.
+struct LoraFactors {
+    Buffer a, b;
+    DType a_dtype = DType::f32, b_dtype = DType::f32;
+    int64_t rank = 0, in = 0, out = 0;
+    float scale = 1;
+};
+
+/// One product of a linear call: y = x W^T + bias (or y += ...), and the adapters of that layer.
 struct LinearPart {
     const Weight* weight = nullptr;  ///< [n, k], made by upload()
     const float* bias = nullptr;     ///< [n] on the device, or null
     Tensor y;                        ///< [rows of x, n]
     bool accumulate = false;         ///< y += W x + bias: the residual add
+    /// Host: one pointer for each adapter of the batch, null where it leaves this layer alone. Read by fused_linear() only.
+    std::span<const LoraFactors* const> adapters = {};
 };
 
-/// The low-rank products of one adapter for one linear layer. A and B are device pointers in the dtype they were saved in.
-struct LoraFactors {
-    const void* a = nullptr;  ///< [rank, in]
-    const void* b = nullptr;  ///< [out, rank]
-    DType a_dtype = DType::f32, b_dtype = DType::f32;
-    int64_t rank = 0;
-    float scale = 1;  ///< lora_alpha / r, or lora_alpha / sqrt(r)
+/// What becomes of every row on its way into a linear layer.
+struct RowTransform {
+    enum class Kind { none, rms_norm, layer_norm, activation, gated_activation };
+    Kind kind = Kind::none;
+    const float* gamma = nullptr;  ///< norms: [k] on the device
+    const float* beta = nullptr;   ///< layer_norm: [k], or null
+    float eps = 0;
+    Activation activation = Activation::none;
+    Tensor up;  ///< gated_activation: [rows, k]; rows become activation(x) * up
+};
+
+struct LinearInput {
+    Tensor x;                ///< [rows, k]
+    RowTransform transform;  ///< of x into what is multiplied
+    /// [rows, k], may be x itself: room for the transformed rows. What it holds afterwards is undefined unless `keep`. Unused
+    /// without a transform.
+    Tensor transformed;
+    bool keep = false;                     ///< the caller wants the transformed rows
+    const int32_t* row_adapter = nullptr;  ///< host [rows]: index into LinearPart::adapters or -1; null: index 0 everywhere
 };
 
 /// Consecutive tokens of one sequence in a packed batch, and where their keys are.
@@ -110,11 +141,17 @@ public:
     /// linear() and embed() (tied embeddings) is uploaded once through each.
     virtual Weight upload_table(const Weight& weight) = 0;
 
-    /// All parts read the same x [rows, k]: activations are converted once, and there is one barrier.
+    virtual LoraFactors upload_lora(const LoraMatrices& matrices) = 0;
+
+    /// All parts read the same x [rows, k]: activations are converted once.
     virtual void linear(const Tensor& x, std::span<const LinearPart> parts) = 0;
     /// y += scale * (x A^T) B^T for the rows that name an adapter. row_adapter (host) [x.rows]: index into `adapters`, or
-    /// -1; null: every row uses adapters[0]. An adapter with rank 0 leaves its rows alone.
-    virtual void lora(const Tensor& x, std::span<const LoraFactors> adapters, const int32_t* row_adapter, Tensor y) = 0;
+    /// -1; null: every row uses adapters[0]. A null adapter leaves its rows alone.
+    virtual void lora(const Tensor& x, std::span<const LoraFactors* const> adapters, const int32_t* row_adapter,
+                      Tensor y) = 0;
+    /// A norm or an activation, the products of its result and their adapters in one call. The default (fused_linear.cpp) is
+    /// made of the small ops; a device that can do better does.
+    virtual void fused_linear(const LinearInput& input, std::span<const LinearPart> parts);
     /// out[i] = table[ids[i]] (+= if accumulate). ids: host [out.rows], in range.
     virtual void embed(const Weight& table, std::span<const int32_t> ids, Tensor out, bool accumulate) = 0;
 

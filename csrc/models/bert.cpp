@@ -38,24 +38,21 @@ Tensor Bert::forward(const Context& context) const {
     } else {
         embed_add(context, token_types_, context.batch.token_types, x);
     }
-    x = layer_norm(context, embedding_norm_, x);
-    // Post-norm: each sublayer's sum is normalised into the other of two buffers.
-    Tensor sum = context.tensor(x.rows, x.cols);
+    // Post-norm: the normalised sum is what the next sublayer reads and what it adds to.
+    const Norm* norm = &embedding_norm_;
     for (size_t i = 0; i < layers_.size(); i++) {
         const Layer& layer = layers_[i];
         const Workspace::Scope scratch(context.workspace);
 
         Tensor q, k, v;
-        linear(context, {&layer.q, &layer.k, &layer.v}, x, {&q, &k, &v});
+        linear(context, {&layer.q, &layer.k, &layer.v}, layer_normed_in_place(*norm, x), {&q, &k, &v});
         linear_add(context, layer.attention_output, attention(context, int64_t(i), q, k, v, attention_), x);
-        layer_norm(context, layer.attention_norm, x, sum);
 
-        const Tensor up = linear(context, layer.up, sum);
-        context.device.activate(activation_, up);
-        linear_add(context, layer.down, up, sum);
-        layer_norm(context, layer.output_norm, sum, x);
+        const Tensor up = linear(context, layer.up, layer_normed_in_place(layer.attention_norm, x));
+        linear_add(context, layer.down, activated(activation_, up), x);
+        norm = &layer.output_norm;
     }
-    return x;
+    return layer_norm(context, *norm, x);
 }
 
 Bert::Bert(Loader& loader) {

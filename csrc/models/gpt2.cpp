@@ -39,16 +39,15 @@ Tensor Gpt2::forward(const Context& context) const {
         const Layer& layer = layers_[i];
         const Workspace::Scope scratch(context.workspace);
 
-        const Tensor qkv = linear(context, layer.qkv, layer_norm(context, layer.attention_norm, x));
+        const Tensor qkv = linear(context, layer.qkv, layer_normed(context, layer.attention_norm, x));
         AttentionParams params = attention_;
         params.scale = layer.scale;
         const Tensor heads = attention(context, int64_t(i), qkv.columns(0, hidden), qkv.columns(hidden, hidden),
                                        qkv.columns(2 * hidden, hidden), params);
         linear_add(context, layer.attention_output, heads, x);
 
-        const Tensor up = linear(context, layer.up, layer_norm(context, layer.mlp_norm, x));
-        context.device.activate(activation_, up);
-        linear_add(context, layer.down, up, x);
+        const Tensor up = linear(context, layer.up, layer_normed(context, layer.mlp_norm, x));
+        linear_add(context, layer.down, activated(activation_, up), x);
     }
     return layer_norm(context, norm_, x);
 }

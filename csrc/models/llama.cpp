@@ -38,15 +38,14 @@ Tensor Llama::forward(const Context& context) const {
         const Workspace::Scope scratch(context.workspace);
 
         Tensor q, k, v;
-        linear(context, {&layer.q, &layer.k, &layer.v}, rms_norm(context, layer.attention_norm, x), {&q, &k, &v});
+        linear(context, {&layer.q, &layer.k, &layer.v}, rms_normed(context, layer.attention_norm, x), {&q, &k, &v});
         rope(context, rope_, attention_.head_dim, q);
         rope(context, rope_, attention_.head_dim, k);
         linear_add(context, layer.o, attention(context, int64_t(i), q, k, v, attention_), x);
 
         Tensor gate, up;
-        linear(context, {&layer.gate, &layer.up}, rms_norm(context, layer.mlp_norm, x), {&gate, &up});
-        context.device.gated_activation(activation_, gate, up);
-        linear_add(context, layer.down, gate, x);
+        linear(context, {&layer.gate, &layer.up}, rms_normed(context, layer.mlp_norm, x), {&gate, &up});
+        linear_add(context, layer.down, gated(activation_, gate, up), x);
     }
     return rms_norm(context, norm_, x);
 }

@@ -16,13 +16,9 @@ void embed_add(const Context& context, const Embedding& table, std::span<const i
     context.device.embed(table.table, ids, x, true);
 }
 
-void layer_norm(const Context& context, const Norm& norm, const Tensor& x, Tensor out) {
-    context.device.layer_norm(x, values(norm.gamma), values(norm.beta), norm.eps, out);
-}
-
 Tensor layer_norm(const Context& context, const Norm& norm, const Tensor& x) {
     Tensor out = context.tensor(x.rows, x.cols);
-    layer_norm(context, norm, x, out);
+    context.device.layer_norm(x, values(norm.gamma), values(norm.beta), norm.eps, out);
     return out;
 }
 

@@ -28,19 +28,28 @@ struct Norm {
     float eps = 0;
 };
 
+// What a linear layer may read instead of a tensor: what a norm or an activation makes of it on the way, without a pass of its own.
+LinearInput rms_normed(const Context& context, const Norm& norm, const Tensor& x);    ///< x stays as it is
+LinearInput layer_normed(const Context& context, const Norm& norm, const Tensor& x);  ///< x stays as it is
+LinearInput layer_normed_in_place(const Norm& norm, const Tensor& x);  ///< x holds the normalised rows afterwards
+LinearInput activated(Activation activation, const Tensor& x);         ///< x is undefined afterwards
+/// activation(gate) * up; gate is undefined afterwards.
+LinearInput gated(Activation activation, const Tensor& gate, const Tensor& up);
+
 /// New tensor [x.rows, out].
+Tensor linear(const Context& context, const Linear& layer, const LinearInput& input);
 Tensor linear(const Context& context, const Linear& layer, const Tensor& x);
 /// Several layers of one input in one call: ys[i] is a new tensor [x.rows, out_i].
-void linear(const Context& context, std::initializer_list<const Linear*> layers, const Tensor& x,
+void linear(const Context& context, std::initializer_list<const Linear*> layers, const LinearInput& input,
             std::initializer_list<Tensor*> ys);
 /// residual += layer(x)
+void linear_add(const Context& context, const Linear& layer, const LinearInput& input, Tensor residual);
 void linear_add(const Context& context, const Linear& layer, const Tensor& x, Tensor residual);
 
 Tensor embed(const Context& context, const Embedding& table, std::span<const int32_t> ids);
 void embed_add(const Context& context, const Embedding& table, std::span<const int32_t> ids, Tensor x);
 
 Tensor layer_norm(const Context& context, const Norm& norm, const Tensor& x);
-void layer_norm(const Context& context, const Norm& norm, const Tensor& x, Tensor out);
 Tensor rms_norm(const Context& context, const Norm& norm, const Tensor& x);
 
 /// Self-attention of the batch. With a cache: k and v are stored behind the keys of `layer` first; without: within the

@@ -183,12 +183,6 @@ void check_factor(const std::string& where, const SafetensorsEntry& entry, int64
     }
 }
 
-Buffer to_device(const SafetensorsEntry& entry, Device& device) {
-    Buffer buffer = device.allocate(entry.bytes.bytes);
-    device.copy_to_device(buffer.data, entry.bytes.data, entry.bytes.bytes);
-    return buffer;
-}
-
 }  // namespace
 
 std::shared_ptr<const Adapter> read_peft_adapter(const std::filesystem::path& folder, std::string name, const Model& model,
@@ -218,7 +212,7 @@ std::shared_ptr<const Adapter> read_peft_adapter(const std::filesystem::path& fo
         module_index.emplace(model.modules()[i].base_name, int(i));
         module_index.emplace(model.modules()[i].name, int(i));
     }
-    std::vector<Adapter::Factors> by_module(model.modules().size());
+    std::vector<LoraFactors> by_module(model.modules().size());
     for (const auto& [module_name, pair] : pairs) {
         const std::string where = concat(file.string(), ": '", module_name, "'");
         if (pair.a == nullptr || pair.b == nullptr) {
@@ -238,15 +232,16 @@ std::shared_ptr<const Adapter> read_peft_adapter(const std::filesystem::path& fo
         check_factor(where + " lora_A", *pair.a, rank, module.in_features, "[r, in]");
         check_factor(where + " lora_B", *pair.b, module.out_features, rank, "[out, r]");
 
-        Adapter::Factors& factors = by_module[size_t(found->second)];
-        if (factors.view.rank > 0) fail(ErrorCode::corrupt, where, " is adapted twice, under two names of the same layer");
-        factors.a = to_device(*pair.a, device), factors.b = to_device(*pair.b, device);
-        factors.view = {.a = factors.a.data,
-                        .b = factors.b.data,
-                        .a_dtype = pair.a->dtype,
-                        .b_dtype = pair.b->dtype,
-                        .rank = rank,
-                        .scale = config.scale(module_name, rank)};
+        LoraFactors& factors = by_module[size_t(found->second)];
+        if (factors.rank > 0) fail(ErrorCode::corrupt, where, " is adapted twice, under two names of the same layer");
+        factors = device.upload_lora({.a = pair.a->bytes.data,
+                                      .b = pair.b->bytes.data,
+                                      .a_dtype = pair.a->dtype,
+                                      .b_dtype = pair.b->dtype,
+                                      .rank = rank,
+                                      .in = module.in_features,
+                                      .out = module.out_features,
+                                      .scale = config.scale(module_name, rank)});
     }
     return std::make_shared<const Adapter>(std::move(name), std::move(by_module));
 }

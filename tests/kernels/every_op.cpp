@@ -125,8 +125,9 @@ void rowwise(Device& device, int64_t m, int64_t k) {
 void adapters(Device& device, int64_t m, int64_t k, int64_t n) {
     const auto x = random_floats(m * k), a = random_floats(5 * k), b = random_floats(n * 5);
     const auto half_a = std::make_unique<uint16_t[]>(size_t(2 * k)), half_b = std::make_unique<uint16_t[]>(size_t(2 * n));
-    const std::vector<LoraFactors> factors{{a.get(), b.get(), DType::f32, DType::f32, 5, 1.0f},
-                                           {half_a.get(), half_b.get(), DType::f16, DType::bf16, 2, 0.5f}};
+    const LoraFactors wide = device.upload_lora({a.get(), b.get(), DType::f32, DType::f32, 5, k, n, 1.0f});
+    const LoraFactors half = device.upload_lora({half_a.get(), half_b.get(), DType::f16, DType::bf16, 2, k, n, 0.5f});
+    const LoraFactors* const factors[] = {&wide, &half};
     std::vector<int32_t> rows(static_cast<size_t>(m));
     for (int32_t& row : rows) row = int32_t(generator() % 3) - 1;
     Guarded y(m, n);

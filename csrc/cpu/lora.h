@@ -1,0 +1,46 @@
+// The adapters of one linear call: A x for every adapter and part first, B (A x) when a part's outputs are written.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "device/device.h"
+
+namespace halfbyte::cpu {
+
+class LoraCall {
+public:
+    LoraCall(const Kernels& kernels, std::span<const LinearPart> parts, const int32_t* row_adapter, int64_t rows);
+    bool empty() const { return jobs_.empty(); }
+    /// True where rows are so few that A is what must be shared among threads; otherwise rows are.
+    bool few_rows(const ThreadPool& pool) const { return rows_ < 16 * pool.threads(); }
+    /// Before the first call of what follows. x: [rows, k], what A multiplies; read later, and outlives this.
+    void prepare(const Tensor& x, bool few_rows);
+    /// Few rows: A x of all rows, in one parallel region if there is enough of it.
+    void multiply_all(ThreadPool& pool) const;
+    /// Many rows: A x of rows first .. last. Any thread.
+    void multiply_rows(int64_t first, int64_t last) const;
+    /// y of part `part`, columns 16 * first .. 16 * last, += B (A x). Any thread, once A x is complete.
+    void add(size_t part, const Tensor& y, int64_t first, int64_t last) const;
+
+private:
+    struct Job {
+        const LoraFactors* factors;
+        size_t part;
+        const int32_t* rows;  ///< [count], ascending; null: all rows
+        int64_t count, stride;
+        float* inner = nullptr;  ///< [pieces][count][stride] scale * A x; the sum of the pieces ends up in the first one
+    };
+    void multiply(const Job& job, int64_t panel, int64_t first_col, int64_t last_col, int64_t first, int64_t last,
+                  float* out) const;
+
+    const Kernels& kernels_;
+    int64_t rows_;
+    Tensor x_;
+    int64_t pieces_ = 1;                            // of the columns of A
+    std::vector<std::vector<int32_t>> by_adapter_;  // rows of each adapter
+    std::vector<Job> jobs_;
+};
+
+}  // namespace halfbyte::cpu
