@@ -10,9 +10,12 @@ template <class Term>
 inline double sum(const float* x, int64_t n, Term term) {
     double total = 0;
     for (int64_t i = 0; i < n;) {
-        F lanes = zero();
+        F lanes = zero(), others = zero();  // two chains: one would wait for itself
         const int64_t end = min_of(n, i + kPiece);
+        for (; i + 2 * kF <= end; i += 2 * kF)
+            lanes = lanes + term(load(x + i)), others = others + term(load(x + i + kF));
         for (; i + kF <= end; i += kF) lanes = lanes + term(load(x + i));
+        lanes = lanes + others;
         total += double(reduce_add(lanes));
         for (; i < end; i++) {
             float one[kF];
