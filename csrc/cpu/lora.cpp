@@ -14,8 +14,7 @@ namespace {
 
 constexpr int64_t kPieceCols = 512;  // columns of A that are one piece of work: 16 KiB in 16 bits
 constexpr int64_t kSmallInner =
-    16 * 1024;                     // elements of A (times rows) below which a second thread costs more than it saves
-constexpr int64_t kRowBlock = 64;  // rows whose A x and outputs stay in the L1 cache while panels of B pass by
+    16 * 1024;  // elements of A (times rows) below which a second thread costs more than it saves
 
 int64_t panels_of(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 
@@ -140,14 +139,10 @@ void LoraCall::add(size_t part, const Tensor& y, int64_t first, int64_t last) co
     for (const Job& job : jobs_) {
         if (job.part != part) continue;
         const LoraFactors& f = *job.factors;
-        for (int64_t row = 0; row < job.count; row += kRowBlock)
-            for (int64_t panel = first; panel < last; panel++) {
-                float* to = (job.rows == nullptr ? y.row(row) : y.data) + panel * kPanelRows;
-                kernels_.lora_outer[float_kind(f.b_dtype)](
-                    panel_at(f.b, f.b_dtype, panel * f.rank * kPanelRows), job.inner + row * job.stride, job.stride,
-                    job.rows == nullptr ? nullptr : job.rows + row, std::min(kRowBlock, job.count - row), f.rank, to,
-                    y.stride, std::min<int64_t>(kPanelRows, f.out - panel * kPanelRows));
-            }
+        const char* b = panel_at(f.b, f.b_dtype, first * f.rank * kPanelRows);
+        kernels_.lora_outer[float_kind(f.b_dtype)](b, job.inner, job.stride, job.rows, job.count, f.rank,
+                                                   y.data + first * kPanelRows, y.stride,
+                                                   std::min(last * kPanelRows, f.out) - first * kPanelRows);
     }
 }
 

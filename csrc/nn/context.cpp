@@ -6,11 +6,13 @@ namespace halfbyte {
 
 namespace {
 constexpr size_t kAlignment = 64;
+constexpr int64_t kBadStride = 1024;  // floats: rows a multiple of 4 KiB apart fight for the same lines of a cache
 constexpr size_t kSmallestBlock = size_t(1) << 20;
 }  // namespace
 
 Tensor Workspace::tensor(int64_t rows, int64_t cols) {
-    const size_t wanted = size_t(std::max<int64_t>(rows * cols, 1)) * sizeof(float);
+    const int64_t stride = rows > 1 && cols % kBadStride == 0 ? cols + int64_t(kAlignment / sizeof(float)) : cols;
+    const size_t wanted = size_t(std::max<int64_t>(rows * stride, 1)) * sizeof(float);
     const size_t bytes = (wanted + kAlignment - 1) / kAlignment * kAlignment;
     while (block_ < blocks_.size() && used_ + bytes > blocks_[block_].bytes) block_++, used_ = 0;
     if (block_ == blocks_.size()) {
@@ -20,7 +22,7 @@ Tensor Workspace::tensor(int64_t rows, int64_t cols) {
     }
     auto* data = reinterpret_cast<float*>(static_cast<char*>(blocks_[block_].data) + used_);
     used_ += bytes;
-    return {data, rows, cols};
+    return {data, rows, cols, stride};
 }
 
 size_t Workspace::bytes() const {

@@ -89,8 +89,11 @@ inline void outer(const void* b, const float* inner, int64_t inner_stride, const
     for (; i + kRows <= count; i += kRows) {
         float* to[kRows];
         for (int r = 0; r < kRows; r++) to[r] = y + row_at(rows, i + r) * y_stride;
-        outer_tile<Kind, kRows>(static_cast<const typename Kind::T*>(b), inner + i * inner_stride, inner_stride, rank, to,
-                                n);
+        const auto* panel = static_cast<const typename Kind::T*>(b);
+        for (int64_t c = 0; c < n; c += kPanelRows, panel += rank * kPanelRows) {
+            outer_tile<Kind, kRows>(panel, inner + i * inner_stride, inner_stride, rank, to, min_of(kPanelRows, n - c));
+            for (int r = 0; r < kRows; r++) to[r] += kPanelRows;
+        }
     }
     if constexpr (kRows > 1)
         if (i < count) outer<Kind, kRows / 2>(b, inner, inner_stride, rows, i, count, rank, y, y_stride, n);
