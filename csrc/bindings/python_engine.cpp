@@ -214,6 +214,8 @@ void bind_engine(py::module_& m) {
         .def_static("load", &load, py::arg("path"), py::arg("device"), py::arg("threads"), py::arg("precision"),
                     py::arg("quantize"), py::arg("progress"), py::arg("output_layer") = "")
         .def("info", &info)
+        .def_property_readonly("parallel_regions",
+                               [](const Engine& engine) { return engine.device().host_pool().regions(); })
         .def(
             "logits",
             [](const Engine& engine, const Tokens& tokens, const Vector<int64_t>& lengths, const AdapterName& adapter) {

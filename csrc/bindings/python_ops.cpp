@@ -83,6 +83,40 @@ DType factor_dtype(const py::array& array, const char* name) {
          std::string(py::str(py::object(array.dtype()))));
 }
 
+/// Uploaded adapters of one layer; rank 0: the adapter leaves it alone.
+struct Adapters {
+    std::vector<LoraFactors> factors;
+    std::vector<const LoraFactors*> pointers;
+
+    Adapters(Device& device, const std::vector<py::array>& a, const std::vector<py::array>& b,
+             const std::vector<float>& scales, int64_t in, int64_t out) {
+        check(a.size() == b.size() && a.size() == scales.size(), "lora", a.size(), " matrices A, ", b.size(),
+              " matrices B, ", scales.size(), " scales");
+        for (size_t i = 0; i < a.size(); i++) {
+            check(a[i].ndim() == 2 && b[i].ndim() == 2 && a[i].shape(1) == in && b[i].shape(0) == out &&
+                      a[i].shape(0) == b[i].shape(1),
+                  "lora", "A must be [rank, ", in, "] and B [", out, ", rank], found ", shape_of(a[i]), " and ",
+                  shape_of(b[i]));
+            check((a[i].flags() & py::array::c_style) != 0 && (b[i].flags() & py::array::c_style) != 0, "lora",
+                  "A and B must be C-contiguous");
+            factors.push_back(device.upload_lora({a[i].data(), b[i].data(), factor_dtype(a[i], "A"), factor_dtype(b[i], "B"),
+                                                  a[i].shape(0), in, out, scales[i]}));
+        }
+        for (const LoraFactors& each : factors) pointers.push_back(each.rank > 0 ? &each : nullptr);
+    }
+};
+
+const int32_t* row_adapters(const std::optional<Array<int32_t>>& row_adapter, int64_t rows, int64_t adapters) {
+    if (!row_adapter) return nullptr;
+    check(row_adapter->ndim() == 1 && row_adapter->shape(0) == rows, "lora", "row_adapter must have shape (", rows,
+          ",), found ", shape_of(*row_adapter));
+    for (int64_t r = 0; r < rows; r++) {
+        const int32_t index = row_adapter->data()[r];
+        check(index >= -1 && index < adapters, "lora", "row_adapter[", r, "] is ", index, ", expected -1 to ", adapters - 1);
+    }
+    return row_adapter->data();
+}
+
 class Ops {
 public:
     Ops(const std::string& device, int threads, const std::string& precision) {
@@ -92,6 +126,7 @@ public:
     }
 
     std::string description() const { return device_->description(); }
+    uint64_t parallel_regions() const { return device_->host_pool().regions(); }
 
     FloatArray linear(const FloatArray& x, PyWeight& weight, const std::optional<FloatArray>& bias) {
         const Tensor in = matrix(x, "linear", "x");
@@ -254,35 +289,63 @@ public:
                     const FloatArray& y) {
         const Tensor in = matrix(x, "lora", "x"), onto = matrix(y, "lora", "y");
         check(in.rows == onto.rows, "lora", "x has ", in.rows, " rows, y has ", onto.rows);
-        check(a.size() == b.size() && a.size() == scales.size(), "lora", a.size(), " matrices A, ", b.size(),
-              " matrices B, ", scales.size(), " scales");
-        std::vector<LoraFactors> factors;
-        std::vector<const LoraFactors*> adapters;
-        for (size_t i = 0; i < a.size(); i++) {
-            check(a[i].ndim() == 2 && b[i].ndim() == 2 && a[i].shape(1) == in.cols && b[i].shape(0) == onto.cols &&
-                      a[i].shape(0) == b[i].shape(1),
-                  "lora", "A must be [rank, ", in.cols, "] and B [", onto.cols, ", rank], found ", shape_of(a[i]), " and ",
-                  shape_of(b[i]));
-            check((a[i].flags() & py::array::c_style) != 0 && (b[i].flags() & py::array::c_style) != 0, "lora",
-                  "A and B must be C-contiguous");
-            factors.push_back(device_->upload_lora({a[i].data(), b[i].data(), factor_dtype(a[i], "A"),
-                                                    factor_dtype(b[i], "B"), a[i].shape(0), in.cols, onto.cols, scales[i]}));
-        }
-        for (const LoraFactors& each : factors) adapters.push_back(each.rank > 0 ? &each : nullptr);
-        const int32_t* rows = nullptr;
-        if (row_adapter) {
-            check(row_adapter->ndim() == 1 && row_adapter->shape(0) == in.rows, "lora", "row_adapter must have shape (",
-                  in.rows, ",), found ", shape_of(*row_adapter));
-            rows = row_adapter->data();
-            for (int64_t r = 0; r < in.rows; r++)
-                check(rows[r] >= -1 && rows[r] < int64_t(adapters.size()), "lora", "row_adapter[", r, "] is ", rows[r],
-                      ", expected -1 to ", int64_t(adapters.size()) - 1);
-        }
+        const Adapters adapters(*device_, a, b, scales, in.cols, onto.cols);
+        const int32_t* rows = row_adapters(row_adapter, in.rows, int64_t(a.size()));
         FloatArray out = copy_of(y);
         const Tensor result(out.mutable_data(), onto.rows, onto.cols);
         const py::gil_scoped_release release;
-        device_->lora(in, adapters, rows, result);
+        device_->lora(in, adapters.pointers, rows, result);
         return out;
+    }
+
+    /// One weight behind a transform of x, with adapters, added to y; and the transformed rows. For tests: `composed` runs what a
+    /// device without fused ops runs; `in_place` transforms within x.
+    std::pair<FloatArray, FloatArray> fused_linear(const FloatArray& x, PyWeight& weight, const FloatArray& y,
+                                                   const std::string& transform, const std::optional<FloatArray>& gamma,
+                                                   const std::optional<FloatArray>& beta, float eps,
+                                                   const std::string& activation, const std::optional<FloatArray>& up,
+                                                   const std::vector<py::array>& a, const std::vector<py::array>& b,
+                                                   const std::vector<float>& scales,
+                                                   const std::optional<Array<int32_t>>& row_adapter, bool in_place,
+                                                   bool composed) {
+        constexpr const char* kOp = "fused_linear";
+        using Kind = RowTransform::Kind;
+        constexpr std::pair<std::string_view, Kind> kNames[] = {{"none", Kind::none},
+                                                                {"rms_norm", Kind::rms_norm},
+                                                                {"layer_norm", Kind::layer_norm},
+                                                                {"activation", Kind::activation},
+                                                                {"gated_activation", Kind::gated_activation}};
+        const auto* kind =
+            std::find_if(std::begin(kNames), std::end(kNames), [&](const auto& n) { return n.first == transform; });
+        check(kind != std::end(kNames), kOp, "there is no transform \"", transform, "\"");
+        FloatArray rows = copy_of(x), out = copy_of(y);
+        FloatArray transformed = in_place ? rows : copy_of(x);
+        LinearInput input;
+        input.x = matrix(rows, kOp, "x"), input.transformed = matrix(transformed, kOp, "x");
+        input.keep = kind->second != Kind::none;
+        const int64_t k = input.x.cols, n = weight.weight.rows;
+        input.transform.kind = kind->second, input.transform.eps = eps;
+        input.transform.gamma = vector_or_null(gamma, k, kOp, "gamma");
+        input.transform.beta = vector_or_null(beta, k, kOp, "beta");
+        input.transform.activation = activation_named(activation);
+        if (up) input.transform.up = matrix(*up, kOp, "up");
+        LinearPart part;
+        part.y = matrix(out, kOp, "y"), part.accumulate = true;
+        check(weight.weight.cols == k && part.y.cols == n && part.y.rows == input.x.rows, kOp, "x is ", shape_of(x),
+              ", the weight [", n, ", ", k, "], y ", shape_of(y));
+        const Adapters adapters(*device_, a, b, scales, k, n);
+        part.adapters = adapters.pointers;
+        input.row_adapter = row_adapters(row_adapter, input.x.rows, int64_t(a.size()));
+        {
+            const py::gil_scoped_release release;
+            const Weight uploaded = weight.uploaded_to(device_);
+            part.weight = &uploaded;
+            if (composed)
+                device_->Device::fused_linear(input, {&part, 1});
+            else
+                device_->fused_linear(input, {&part, 1});
+        }
+        return {out, transformed};
     }
 
     FloatArray embed(PyWeight& table, const Array<int32_t>& ids) {
@@ -345,6 +408,10 @@ void bind_ops(py::module_& m) {
         .def("gated_activation", &Ops::gated_activation, py::arg("activation"), py::arg("gate"), py::arg("up"))
         .def("rope", &Ops::rope, py::arg("x"), py::arg("head_dim"), py::arg("positions"), py::arg("frequencies"),
              py::arg("magnitude"), py::arg("interleaved"))
+        .def("fused_linear", &Ops::fused_linear, py::arg("x"), py::arg("weight"), py::arg("y"), py::arg("transform"),
+             py::arg("gamma"), py::arg("beta"), py::arg("eps"), py::arg("activation"), py::arg("up"), py::arg("a"),
+             py::arg("b"), py::arg("scales"), py::arg("row_adapter"), py::arg("in_place"), py::arg("composed"))
+        .def_property_readonly("parallel_regions", &Ops::parallel_regions)
         .def("lora", &Ops::lora, py::arg("x"), py::arg("a"), py::arg("b"), py::arg("scales"), py::arg("row_adapter"),
              py::arg("y"))
         .def("embed", &Ops::embed, py::arg("table"), py::arg("ids"))

@@ -240,15 +240,17 @@ void CpuDevice::gather_rows(const Tensor& x, std::span<const int32_t> rows, Tens
 void CpuDevice::pool(const Tensor& x, std::span<const Sequence> sequences, Pooling pooling, bool normalize, Tensor out) {
     expect(int64_t(sequences.size()) == out.rows && x.cols == out.cols, "pool: ", sequences.size(), " sequences of ", x.cols,
            " columns into [", out.rows, ", ", out.cols, "]");
-    const size_t bytes = size_t(x.cols) * sizeof(float);
-    for (size_t i = 0; i < sequences.size(); i++) {
-        const Sequence& s = sequences[i];
+    int64_t rows = 0;
+    for (const Sequence& s : sequences) {
         expect(s.first_row >= 0 && s.first_row + s.rows <= x.rows, "pool: rows ", s.first_row, " to ", s.first_row + s.rows,
                " of ", x.rows);
-        float* row = out.row(int64_t(i));
+        rows += s.rows;
+    }
+    const size_t bytes = size_t(x.cols) * sizeof(float);
+    const auto pool_one = [&](const Sequence& s, float* row) {
         if (s.rows == 0) {
             std::memset(row, 0, bytes);
-            continue;
+            return;
         }
         std::memcpy(row, x.row(pooling == Pooling::last ? s.first_row + s.rows - 1 : s.first_row), bytes);
         if (pooling == Pooling::mean || pooling == Pooling::max)
@@ -259,7 +261,10 @@ void CpuDevice::pool(const Tensor& x, std::span<const Sequence> sequences, Pooli
             const double norm = std::sqrt(kernels_.sum_of_squares(row, x.cols));
             kernels_.scale(row, float(1.0 / std::max(norm, 1e-12)), x.cols);
         }
-    }
+    };
+    for_rows(out.rows, out.rows == 0 ? 0 : rows * x.cols / out.rows, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; i++) pool_one(sequences[size_t(i)], out.row(i));
+    });
 }
 
 }  // namespace halfbyte::cpu

@@ -143,8 +143,9 @@ struct Kernels {
     void (*float_gemm[kFloatKinds])(const void* w, int64_t w_stride, int64_t n, const float* x, int64_t x_stride, int64_t m,
                                     int64_t cols, const LinearOutput& out);
     /// out[i][0 .. 16) = scale * sum over k < cols of x[rows[i]][k] * a[k][16], i < count; rows null: row i itself.
+    /// alone: a faster order of summation for few rows, which depends on count: not for rows that are shared out by chance.
     void (*lora_inner[kFloatKinds])(const void* a, const float* x, int64_t x_stride, const int32_t* rows, int64_t count,
-                                    int64_t cols, float scale, float* out, int64_t out_stride);
+                                    int64_t cols, bool alone, float scale, float* out, int64_t out_stride);
     /// y[rows[i]][c] += sum over k < rank of inner[i][k] * b[c / 16][k][c % 16], c < n
     void (*lora_outer[kFloatKinds])(const void* b, const float* inner, int64_t inner_stride, const int32_t* rows,
                                     int64_t count, int64_t rank, float* y, int64_t y_stride, int64_t n);

@@ -74,7 +74,7 @@ LoraCall::LoraCall(const Kernels& kernels, std::span<const LinearPart> parts, co
 }
 
 void LoraCall::prepare(const Tensor& x, bool few_rows) {
-    x_ = x;
+    x_ = x, few_ = few_rows;
     pieces_ = few_rows ? (x.cols + kPieceCols - 1) / kPieceCols : 1;
     int64_t floats = 0;
     for (const Job& job : jobs_) {
@@ -95,7 +95,7 @@ void LoraCall::multiply(const Job& job, int64_t panel, int64_t first_col, int64_
     const char* a = panel_at(f.a, f.a_dtype, (panel * f.in + first_col) * kPanelRows);
     const float* x = (job.rows == nullptr ? x_.row(first) : x_.data) + first_col;
     kernels_.lora_inner[float_kind(f.a_dtype)](a, x, x_.stride, job.rows == nullptr ? nullptr : job.rows + first,
-                                               last - first, last_col - first_col, f.scale, out + panel * kPanelRows,
+                                               last - first, last_col - first_col, few_, f.scale, out + panel * kPanelRows,
                                                job.stride);
 }
 

@@ -38,6 +38,7 @@ private:
     const Kernels& kernels_;
     int64_t rows_;
     Tensor x_;
+    bool few_ = false;
     int64_t pieces_ = 1;                            // of the columns of A
     std::vector<std::vector<int32_t>> by_adapter_;  // rows of each adapter
     std::vector<Job> jobs_;

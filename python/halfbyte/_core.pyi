@@ -102,6 +102,28 @@ class Ops:
         magnitude: float,
         interleaved: bool,
     ) -> NDArray[np.float32]: ...
+    @property
+    def parallel_regions(self) -> int:
+        """Work that was shared among threads so far, each a fork and a join."""
+    def fused_linear(
+        self,
+        x: NDArray[np.float32],
+        weight: Weight,
+        y: NDArray[np.float32],
+        transform: str,
+        gamma: NDArray[np.float32] | None,
+        beta: NDArray[np.float32] | None,
+        eps: float,
+        activation: str,
+        up: NDArray[np.float32] | None,
+        a: Sequence[NDArray[Any]],
+        b: Sequence[NDArray[Any]],
+        scales: Sequence[float],
+        row_adapter: NDArray[np.int32] | None,
+        in_place: bool,
+        composed: bool,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """y + transform(x) W^T with adapters, and the transformed rows; composed: by the small ops, for comparison."""
     def lora(
         self,
         x: NDArray[np.float32],
@@ -189,6 +211,9 @@ class Engine:
     def info(self) -> dict[str, Any]:
         """architecture, format, path, causal, has_logits, vocab_size, hidden_size, layers, max_positions, heads, kv_heads,
         head_dim, token_types, device, precision, load_seconds, weights: list of dict(name, storage, rows, cols, bytes)."""
+    @property
+    def parallel_regions(self) -> int:
+        """Work that was shared among threads so far, each a fork and a join."""
     def logits(self, tokens: NDArray[np.int32], lengths: NDArray[np.int64], adapter: str | None) -> NDArray[np.float32]:
         """[total, vocab]"""
     def hidden_states(

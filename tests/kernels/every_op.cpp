@@ -1,6 +1,7 @@
 // Runs every op of the CPU device at odd sizes. Inputs are exactly as long as they must be (the address sanitizer sees a read
 // behind them); outputs lie between guards, in rows with a gap, and whatever is not theirs must be untouched. Values are checked
 // by the Python tests beside this file.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -136,6 +137,44 @@ void adapters(Device& device, int64_t m, int64_t k, int64_t n) {
     y.check("lora");
 }
 
+void fused(Device& device, int64_t m, int64_t k, int64_t n) {
+    const auto x = random_floats(m * k), source = random_floats(n * k), gamma = random_floats(k), up = random_floats(m * k),
+               a = random_floats(5 * k), b = random_floats(n * 5);
+    EncodeOptions options;
+    options.format = k % 32 == 0 ? "nf4" : "f32";
+    options.block_size = k % 64 == 0 ? 64 : 32;
+    const Weight weight = device.upload(encode(source.get(), n, k, options, device.host_pool()));
+    const LoraFactors factors = device.upload_lora({a.get(), b.get(), DType::f32, DType::f32, 5, k, n, 1.0f});
+    const LoraFactors* const adapters[] = {nullptr, &factors};
+    std::vector<int32_t> rows(static_cast<size_t>(m));
+    for (int32_t& row : rows) row = int32_t(generator() % 3) - 1;
+    using Kind = RowTransform::Kind;
+    for (const Kind kind : {Kind::none, Kind::rms_norm, Kind::layer_norm, Kind::activation, Kind::gated_activation})
+        for (const bool in_place : {false, true})
+            for (const bool adapted : {false, true}) {
+                Guarded in(m, k), transformed(m, k), y(m, n);
+                for (int64_t r = 0; r < m; r++) std::copy_n(x.get() + r * k, k, in.tensor().row(r));
+                LinearInput input;
+                input.x = in.tensor(), input.transformed = in_place ? in.tensor() : transformed.tensor();
+                input.keep = adapted, input.row_adapter = adapted ? rows.data() : nullptr;
+                input.transform = {kind, gamma.get(), nullptr, 1e-5f, Activation::silu, Tensor(up.get(), m, k)};
+                LinearPart part;
+                part.weight = &weight, part.y = y.tensor();
+                if (adapted) part.adapters = adapters;
+                device.fused_linear(input, {&part, 1});
+                in.check("fused_linear x");
+                transformed.check("fused_linear transformed");
+                y.check("fused_linear");
+                if (in_place) continue;
+                for (int64_t r = 0; r < m; r++)
+                    if (!std::equal(x.get() + r * k, x.get() + (r + 1) * k, in.tensor().row(r))) {
+                        std::printf("fused_linear: wrote to row %lld of its input\n", (long long)r);
+                        failures++;
+                        break;
+                    }
+            }
+}
+
 void attention(Device& device, int64_t m, int64_t dim) {
     const int64_t keys = m + 3;
     for (const DType dtype : {DType::f32, DType::f16})
@@ -182,6 +221,7 @@ int main() {
                     for (const int64_t n : {1, 15, 33}) linear_and_embed(*device, m, k, n);
                     rowwise(*device, m, k);
                     adapters(*device, m, k, 33);
+                    fused(*device, m, k, 33);
                 }
                 for (const int64_t dim : {2, 20, 64, 80}) attention(*device, m, dim);
             }

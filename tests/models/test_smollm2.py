@@ -136,3 +136,17 @@ def test_a_ragged_batch(loaded: tuple[Any, str, str], truths: dict[str, Truth]) 
     logits = model.logits(batch)
     for row, ids in zip(logits, batch, strict=True):
         assert row[len(ids) - 1].argmax() == truths[quantize].logits(ids)[-1].argmax()
+
+
+def test_a_decoded_token_costs_at_most_six_parallel_regions_a_layer() -> None:
+    """QKV, attention, output, gate and up, down: a fork and a join cost more than what else there is to share."""
+    with halfbyte.load(packages.smollm2(), threads=2) as model:
+        engine = model._engine
+        stream = engine.generate(np.arange(1, 200, dtype=np.int32), 8, 0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, [], [], None)
+        stream.step()  # the prompt
+        before = engine.parallel_regions
+        for _ in range(4):
+            stream.step()
+        regions = (engine.parallel_regions - before) / 4
+        layers = engine.info()["layers"]
+        assert 4 * layers <= regions <= 6 * layers + 1  # 1: the output layer

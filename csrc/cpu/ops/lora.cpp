@@ -8,12 +8,11 @@ constexpr int kVectors = kPanelRows / kF;         // a panel's 16 lanes
 constexpr int kMostRows = kVectors == 1 ? 8 : 4;  // accumulators stay in registers
 constexpr int64_t kPieceCols = 256;               // so that no sum is a chain of thousands of roundings
 
-/// out[row i][16] (+)= sum over k of x[row i][k] * a[k][16]. Few rows sum kChains columns side by side: one chain of
-/// multiply-adds would wait for itself.
-template <class Kind, int kRows>
+/// out[row i][16] = scale * sum over k of x[row i][k] * a[k][16], in kChains sums side by side: one chain of multiply-adds waits
+/// for itself where there are few rows.
+template <class Kind, int kRows, int kChains>
 inline void inner_tile(const typename Kind::T* a, const float* const* x, int64_t cols, float scale, float* out,
                        int64_t out_stride) {
-    constexpr int kChains = kRows >= 4 ? 1 : 4 / kRows;
     F total[kRows][kVectors];
     for (int r = 0; r < kRows; r++)
         for (int v = 0; v < kVectors; v++) total[r][v] = zero();
@@ -70,17 +69,18 @@ inline void outer_tile(const typename Kind::T* b, const float* inner, int64_t in
 /// Row i of `count` at base: rows[i], or i itself.
 inline int64_t row_at(const int32_t* rows, int64_t i) { return rows == nullptr ? i : rows[i]; }
 
-template <class Kind, int kRows = kMostRows>
+/// kAlone: every call has the same rows, so the last ones may be summed in another way than if they came with more.
+template <class Kind, bool kAlone, int kRows = kMostRows>
 inline void inner(const void* a, const float* x, int64_t x_stride, const int32_t* rows, int64_t i, int64_t count,
                   int64_t cols, float scale, float* out, int64_t out_stride) {
     for (; i + kRows <= count; i += kRows) {
         const float* from[kRows];
         for (int r = 0; r < kRows; r++) from[r] = x + row_at(rows, i + r) * x_stride;
-        inner_tile<Kind, kRows>(static_cast<const typename Kind::T*>(a), from, cols, scale, out + i * out_stride,
-                                out_stride);
+        inner_tile<Kind, kRows, !kAlone || kRows >= 4 ? 1 : 4 / kRows>(static_cast<const typename Kind::T*>(a), from, cols,
+                                                                       scale, out + i * out_stride, out_stride);
     }
     if constexpr (kRows > 1)
-        if (i < count) inner<Kind, kRows / 2>(a, x, x_stride, rows, i, count, cols, scale, out, out_stride);
+        if (i < count) inner<Kind, kAlone, kRows / 2>(a, x, x_stride, rows, i, count, cols, scale, out, out_stride);
 }
 
 template <class Kind, int kRows = kMostRows>
@@ -103,8 +103,9 @@ inline void outer(const void* b, const float* inner, int64_t inner_stride, const
 
 #define HALFBYTE_LORA(kind, Kind)                                                                                    \
     void lora_inner_##kind(const void* a, const float* x, int64_t x_stride, const int32_t* rows, int64_t count,      \
-                           int64_t cols, float scale, float* out, int64_t out_stride) {                              \
-        inner<Kind>(a, x, x_stride, rows, 0, count, cols, scale, out, out_stride);                                   \
+                           int64_t cols, bool alone, float scale, float* out, int64_t out_stride) {                  \
+        if (alone) return inner<Kind, true>(a, x, x_stride, rows, 0, count, cols, scale, out, out_stride);           \
+        inner<Kind, false>(a, x, x_stride, rows, 0, count, cols, scale, out, out_stride);                            \
     }                                                                                                                \
     void lora_outer_##kind(const void* b, const float* in, int64_t inner_stride, const int32_t* rows, int64_t count, \
                            int64_t rank, float* y, int64_t y_stride, int64_t n) {                                    \

@@ -63,7 +63,7 @@ using FloatLinear = void(const void* w, int64_t w_stride, int64_t n, const float
 FloatLinear float_dots_f32, float_dots_f16, float_dots_bf16, float_gemm_f32, float_gemm_f16, float_gemm_bf16;
 // lora.cpp
 using LoraInner = void(const void* a, const float* x, int64_t x_stride, const int32_t* rows, int64_t count, int64_t cols,
-                       float scale, float* out, int64_t out_stride);
+                       bool alone, float scale, float* out, int64_t out_stride);
 using LoraOuter = void(const void* b, const float* inner, int64_t inner_stride, const int32_t* rows, int64_t count,
                        int64_t rank, float* y, int64_t y_stride, int64_t n);
 LoraInner lora_inner_f32, lora_inner_f16, lora_inner_bf16;
