@@ -12,7 +12,7 @@ namespace halfbyte::cpu {
 
 namespace {
 
-constexpr int64_t kPieceCols = 512;  // columns of A that are one piece of work: 16 KiB in 16 bits
+constexpr int64_t kInnerCols = 512;  // columns of A that are one piece of work: 16 KiB in 16 bits
 constexpr int64_t kSmallInner =
     16 * 1024;  // elements of A (times rows) below which a second thread costs more than it saves
 
@@ -75,7 +75,7 @@ LoraCall::LoraCall(const Kernels& kernels, std::span<const LinearPart> parts, co
 
 void LoraCall::prepare(const Tensor& x, bool few_rows) {
     x_ = x, few_ = few_rows;
-    pieces_ = few_rows ? (x.cols + kPieceCols - 1) / kPieceCols : 1;
+    pieces_ = few_rows ? (x.cols + kInnerCols - 1) / kInnerCols : 1;
     int64_t floats = 0;
     for (const Job& job : jobs_) {
         expect(job.factors->in == x.cols, "lora: A has ", job.factors->in, " columns, x ", x.cols);
@@ -106,15 +106,15 @@ void LoraCall::multiply_all(ThreadPool& pool) const {
         for (const Job& job : jobs_) {
             const int64_t count = job.stride / kPanelRows * pieces_;
             for (int64_t item = first; item < std::min(last, count); item++) {
-                const int64_t piece = item % pieces_, col = piece * kPieceCols;
-                multiply(job, item / pieces_, col, std::min(col + kPieceCols, x_.cols), 0, job.count,
+                const int64_t piece = item % pieces_, col = piece * kInnerCols;
+                multiply(job, item / pieces_, col, std::min(col + kInnerCols, x_.cols), 0, job.count,
                          job.inner + piece * job.count * job.stride);
             }
             first = std::max<int64_t>(0, first - count), last -= count;
             if (last <= 0) return;
         }
     };
-    if (items * kPieceCols * kPanelRows * rows_ < 2 * kSmallInner)
+    if (items * kInnerCols * kPanelRows * rows_ < 2 * kSmallInner)
         run(0, items);
     else
         pool.parallel_for(items, 1, run);

@@ -6,7 +6,7 @@ namespace {
 
 constexpr int kVectors = kPanelRows / kF;         // a panel's 16 lanes
 constexpr int kMostRows = kVectors == 1 ? 8 : 4;  // accumulators stay in registers
-constexpr int64_t kPieceCols = 256;               // so that no sum is a chain of thousands of roundings
+constexpr int64_t kSumCols = 256;                 // so that no sum is a chain of thousands of roundings
 
 /// out[row i][16] = scale * sum over k of x[row i][k] * a[k][16], in kChains sums side by side: one chain of multiply-adds waits
 /// for itself where there are few rows.
@@ -19,7 +19,7 @@ inline void inner_tile(const typename Kind::T* a, const float* const* x, int64_t
     const float* rows[kRows];
     for (int r = 0; r < kRows; r++) rows[r] = x[r];
     for (int64_t k = 0; k < cols;) {
-        const int64_t end = min_of(cols, k + kPieceCols);
+        const int64_t end = min_of(cols, k + kSumCols);
         F acc[kRows][kChains][kVectors];
         for (int r = 0; r < kRows; r++)
             for (int c = 0; c < kChains; c++)
