@@ -161,6 +161,7 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
             const Weight& w = *part.weight;
             const int64_t count = panels_of(w.rows), end = std::min(last, count);
             if (first < end) {
+                if (few_rows && !adapters.empty()) adapters.prefetch(p, first, end);  // arrives during the product
                 if (is_panels(w))
                     kernels_.panel_linear(view_panels(w), quantized[form_of(w)][w.block_size == 64],
                                           LinearOutput{part.y.data, part.y.stride, part.bias, part.accumulate}, first, end);

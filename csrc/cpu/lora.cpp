@@ -135,6 +135,16 @@ void LoraCall::multiply_rows(int64_t first, int64_t last) const {
     }
 }
 
+void LoraCall::prefetch(size_t part, int64_t first, int64_t last) const {
+    for (const Job& job : jobs_) {
+        if (job.part != part) continue;
+        const LoraFactors& f = *job.factors;
+        const char* b = panel_at(f.b, f.b_dtype, first * f.rank * kPanelRows);
+        const char* end = panel_at(f.b, f.b_dtype, last * f.rank * kPanelRows);
+        for (; b < end; b += 64) __builtin_prefetch(b);
+    }
+}
+
 void LoraCall::add(size_t part, const Tensor& y, int64_t first, int64_t last) const {
     for (const Job& job : jobs_) {
         if (job.part != part) continue;

@@ -21,6 +21,8 @@ public:
     void multiply_all(ThreadPool& pool) const;
     /// Many rows: A x of rows first .. last. Any thread.
     void multiply_rows(int64_t first, int64_t last) const;
+    /// Asks the memory for what add() will read; worth while where B is read for few rows.
+    void prefetch(size_t part, int64_t first, int64_t last) const;
     /// y of part `part`, columns 16 * first .. 16 * last, += B (A x). Any thread, once A x is complete.
     void add(size_t part, const Tensor& y, int64_t first, int64_t last) const;
 

@@ -6,7 +6,8 @@ namespace {
 
 constexpr int kVectors = kPanelRows / kF;         // a panel's 16 lanes
 constexpr int kMostRows = kVectors == 1 ? 8 : 4;  // accumulators stay in registers
-constexpr int64_t kSumCols = 256;                 // so that no sum is a chain of thousands of roundings
+constexpr int64_t kPrefetchBytes = 2048;
+constexpr int64_t kSumCols = 256;  // so that no sum is a chain of thousands of roundings
 
 /// out[row i][16] = scale * sum over k of x[row i][k] * a[k][16], in kChains sums side by side: one chain of multiply-adds waits
 /// for itself where there are few rows.
@@ -24,12 +25,17 @@ inline void inner_tile(const typename Kind::T* a, const float* const* x, int64_t
         for (int r = 0; r < kRows; r++)
             for (int c = 0; c < kChains; c++)
                 for (int v = 0; v < kVectors; v++) acc[r][c][v] = zero();
-        for (; k + kChains <= end; k += kChains, a += kChains * kPanelRows)
+        for (; k + kChains <= end; k += kChains, a += kChains * kPanelRows) {
+            constexpr int64_t kBytes = kChains * kPanelRows * int64_t(sizeof(typename Kind::T));
+            if constexpr (kRows < 4)  // A comes from memory, in pages that the hardware does not look beyond
+                for (int64_t line = 0; line < kBytes; line += 64)
+                    prefetch(reinterpret_cast<const char*>(a) + kPrefetchBytes + line);
             for (int c = 0; c < kChains; c++)
                 for (int v = 0; v < kVectors; v++) {
                     const F w = Kind::vector(a + c * kPanelRows + v * kF);
                     for (int r = 0; r < kRows; r++) acc[r][c][v] = fma(w, set(rows[r][k + c]), acc[r][c][v]);
                 }
+        }
         for (; k < end; k++, a += kPanelRows)
             for (int v = 0; v < kVectors; v++) {
                 const F w = Kind::vector(a + v * kF);
