@@ -12,8 +12,7 @@ inline double sum(const float* x, int64_t n, Term term) {
     for (int64_t i = 0; i < n;) {
         F lanes = zero(), others = zero();  // two chains: one would wait for itself
         const int64_t end = min_of(n, i + kPiece);
-        for (; i + 2 * kF <= end; i += 2 * kF)
-            lanes = lanes + term(load(x + i)), others = others + term(load(x + i + kF));
+        for (; i + 2 * kF <= end; i += 2 * kF) lanes = lanes + term(load(x + i)), others = others + term(load(x + i + kF));
         for (; i + kF <= end; i += kF) lanes = lanes + term(load(x + i));
         lanes = lanes + others;
         total += double(reduce_add(lanes));
