@@ -27,7 +27,7 @@ def test_the_forced_set_runs(isa):
     assert done.stdout.strip() == f"{isa}|cpu {isa}, 2 threads, fast"
 
 
-# Sets that differ in their integer products alone, which are exact: tests/repo/test_symbols.py looks at the instructions.
+# Sets that differ in their integer products alone, which are exact; tests/repo/test_symbols.py sees them apart.
 SAME_FLOATS = {"avx512bw": "avx512", "avx_vnni": "avx2", "avx_vnni_evex": "avx2"}
 
 
