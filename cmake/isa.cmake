@@ -3,9 +3,10 @@
 #   HALFBYTE_ISA_FLAGS       compiler flags
 #   HALFBYTE_ISA_RANK        the highest supported rank wins; negative: never chosen but by HALFBYTE_ISA
 # and its supported.cpp (compiled without those flags) says whether this machine can run it. Each csrc/cpu/ops/*.cpp is compiled
-# once per folder in namespace halfbyte::cpu::<name>, with the folder first on the include path for "simd.h".
+# once per folder in namespace halfbyte::cpu::<name>, with the folder first on the include path for "simd.h". Two sets that differ
+# in a few instructions share one simd.h: the compiler's own macros for their flags say which products it has.
 file(GLOB HALFBYTE_ISA_FILES CONFIGURE_DEPENDS csrc/cpu/isa/*/isa.cmake)
-option(HALFBYTE_EMULATED_ISA "Also build AVX-512 under emulation, for tests on machines without it" OFF)
+option(HALFBYTE_EMULATED_ISA "Also build stand-ins for AVX-512 and AVX-VNNI, for tests on machines without them" OFF)
 if(HALFBYTE_EMULATED_ISA)
   file(GLOB emulated CONFIGURE_DEPENDS tests/kernels/emulation/*/isa.cmake)
   list(APPEND HALFBYTE_ISA_FILES ${emulated})

@@ -7,6 +7,7 @@ own namespace.
 """
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -58,6 +59,32 @@ def test_an_instruction_set_exports_only_its_own_namespace(objects):
         if kind.isupper() and f"halfbyte::cpu::{isa}::" not in name
     ]
     assert not strangers
+
+
+# The instruction that multiplies integers in each set, and what none of its files may hold: a newer set's.
+PRODUCTS = {
+    "scalar": (None, r"%ymm|%zmm|vpdp"),
+    "avx2": (r"\tvpmaddwd .*%ymm", r"%zmm|vpdp"),
+    "avx_vnni": (r"\{vex\} vpdpwssd .*%ymm", r"%zmm|\tvpdp"),
+    "avx512bw": (r"\tvpmaddwd .*%zmm", r"vpdp"),
+    "avx512": (r"\tvpdpwssd .*%zmm", r"\{vex\}"),
+}
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the instructions of x86-64")
+@pytest.mark.parametrize("isa", PRODUCTS)
+def test_a_set_multiplies_with_its_own_instruction(objects, isa):
+    """Two sets may share a vocabulary and the very bits of their results; their objects tell them apart."""
+    wanted, foreign = PRODUCTS[isa]
+    code = "".join(
+        subprocess.run(
+            ["objdump", "-d", "--no-show-raw-insn", str(path)], capture_output=True, text=True, check=True
+        ).stdout
+        for path in objects[isa]
+    )
+    assert code
+    assert wanted is None or re.search(wanted, code)
+    assert not re.search(foreign, code)
 
 
 def test_a_weak_symbol_would_be_seen(tmp_path):

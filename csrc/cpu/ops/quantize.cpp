@@ -118,7 +118,7 @@ void quantize_row8(const float* x, int64_t cols, int64_t block, uint8_t* values,
             const int64_t at = (first + b) * stride;
             scales[at] = s.scale;
             if (sums != nullptr) sums[at] = s.scale * total;
-            starts[at] = -kByteBias * int32_t(total);
+            starts[at] = -kQuadBias * int32_t(total);
         }
     }
 #else

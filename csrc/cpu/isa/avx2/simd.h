@@ -91,6 +91,7 @@ struct I16 {
     __m256i a, b;
 };
 inline I16 zero_i() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline I16 set_i(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
 inline I16 add_i(I16 x, I16 y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 inline F16 to_float(I16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 
@@ -107,20 +108,23 @@ inline Pair broadcast_pair(const int16_t* p) {
     asm volatile("vpbroadcastd %1, %0" : "=x"(x) : "m"(*reinterpret_cast<const Both*>(p)));
     return x;
 }
-inline I16 dot(I16 sum, Pairs w, Pair x) {
+#ifdef HALFBYTE_VNNI
+inline __m256i multiply_add(__m256i sum, __m256i w, Pair x) {
+    asm volatile(HALFBYTE_VNNI "vpdpwssd %[x], %[w], %[sum]" : [sum] "+x"(sum) : [w] "x"(w), [x] "x"(x));
+    return sum;
+}
+#else
+inline __m256i multiply_add(__m256i sum, __m256i w, Pair x) {
     __m256i product;
     asm volatile(
         "vpmaddwd %[x], %[w], %[product]\n\t"
         "vpaddd %[product], %[sum], %[sum]"
-        : [sum] "+x"(sum.a), [product] "=&x"(product)
-        : [w] "x"(w.a), [x] "x"(x));
-    asm volatile(
-        "vpmaddwd %[x], %[w], %[product]\n\t"
-        "vpaddd %[product], %[sum], %[sum]"
-        : [sum] "+x"(sum.b), [product] "=&x"(product)
-        : [w] "x"(w.b), [x] "x"(x));
+        : [sum] "+x"(sum), [product] "=&x"(product)
+        : [w] "x"(w), [x] "x"(x));
     return sum;
 }
+#endif
+inline I16 dot(I16 sum, Pairs w, Pair x) { return {multiply_add(sum.a, w.a, x), multiply_add(sum.b, w.b, x)}; }
 inline Pairs load_pairs(const int16_t* p) {
     return {_mm256_load_si256(reinterpret_cast<const __m256i*>(p)),
             _mm256_load_si256(reinterpret_cast<const __m256i*>(p + 16))};
@@ -130,6 +134,7 @@ inline void store_pairs(int16_t* p, Pairs w) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(p + 16), w.b);
 }
 
+#ifndef HALFBYTE_VNNI
 // No products of bytes: without VNNI they cost as many instructions as those of int16.
 #define HALFBYTE_QUADS 0
 // Pairs of columns of 8 rows are consecutive bytes.
@@ -142,6 +147,60 @@ inline void unpack_bytes(const uint8_t* bytes, Pairs* w) {
                 _mm256_cvtepi8_epi16(_mm_xor_si128(_mm_loadu_si128(p + 1), bias))};
     }
 }
+#else
+#define HALFBYTE_QUADS 1
+constexpr int kQuadBias = kByteBias;
+struct Quads {
+    __m256i a, b;
+};
+using Quad = __m256i;
+inline Quad broadcast_quad(const uint8_t* p) { return broadcast_pair(reinterpret_cast<const int16_t*>(p)); }
+inline I16 dot_quads(I16 sum, Quads w, Quad x) {
+    asm volatile(HALFBYTE_VNNI "vpdpbusd %[x], %[w], %[sum]" : [sum] "+x"(sum.a) : [w] "x"(w.a), [x] "x"(x));
+    asm volatile(HALFBYTE_VNNI "vpdpbusd %[x], %[w], %[sum]" : [sum] "+x"(sum.b) : [w] "x"(w.b), [x] "x"(x));
+    return sum;
+}
+inline Quads load_quads(const uint8_t* p) {
+    return {_mm256_load_si256(reinterpret_cast<const __m256i*>(p)),
+            _mm256_load_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+inline void store_quads(uint8_t* p, Quads w) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(p), w.a);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(p + 32), w.b);
+}
+// The low bytes of a row's two words are columns 0 and 1, the high ones 2 and 3: pairs come without a shuffle.
+constexpr uint8_t kQuadOrder[8] = {0, 2, 1, 3, 4, 6, 5, 7};
+inline void store_quads_of(const int16_t* words, int64_t n, uint8_t* values) {
+    const __m128i low_bytes = _mm_setr_epi8(0, 4, 2, 6, 8, 12, 10, 14, -1, -1, -1, -1, -1, -1, -1, -1);  // of kQuadOrder
+    for (int64_t i = 0; i < n; i += 8)
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(values + i),
+                         _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(words + i)), low_bytes));
+}
+constexpr int byte_place(int row, int k) { return 64 * (k / 4) + 4 * row + 2 * (k % 2) + k % 4 / 2; }
+inline void unpack_bytes(const uint8_t* bytes, Pairs* w) {
+    const __m256i bias = _mm256_set1_epi8(-128);
+    for (int i = 0; i < 2; i++, bytes += 64) {
+        const __m256i a = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)), bias);
+        const __m256i b = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + 32)), bias);
+        w[2 * i] = {_mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8)};
+        w[2 * i + 1] = {_mm256_srai_epi16(a, 8), _mm256_srai_epi16(b, 8)};
+    }
+}
+using Levels8 = __m256i;
+inline Levels8 load_levels8(const uint8_t* table) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+}
+inline void unpack_codes8(const uint8_t* codes, Levels8 t, Quads* w) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    // From the order of nibble_place(), 8 bytes of pair 0 of four rows and 8 of pair 1, to 4 bytes a row.
+    const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
+    const __m256i a = _mm256_shuffle_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)), order);
+    const __m256i b = _mm256_shuffle_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32)), order);
+    w[0] = {_mm256_shuffle_epi8(t, _mm256_and_si256(a, mask)), _mm256_shuffle_epi8(t, _mm256_and_si256(b, mask))};
+    w[1] = {_mm256_shuffle_epi8(t, _mm256_and_si256(_mm256_srli_epi16(a, 4), mask)),
+            _mm256_shuffle_epi8(t, _mm256_and_si256(_mm256_srli_epi16(b, 4), mask))};
+}
+#endif
 
 // A level of 16 bits is looked up as two bytes, and the unpack instructions put them together: byte 8*(j%2) + 2*(row%4) + i of
 // the 16 bytes of four rows ends up in pair j of its row.

@@ -1,4 +1,4 @@
-// The SIMD vocabulary on AVX-512 F, BW, VL, DQ and VNNI. What each name means is told in isa/scalar/simd.h.
+// The SIMD vocabulary on AVX-512 F, BW, VL and DQ, with VNNI or without (isa/avx512bw). What each name means is told in isa/scalar/simd.h.
 #pragma once
 
 #ifndef HALFBYTE_EMULATED                     // tests/kernels/emulation brings its own definitions of the same names
@@ -94,7 +94,16 @@ using Pairs = __m512i;
 using Pair = __m512i;
 using Quads = __m512i;
 using Quad = __m512i;
-#ifndef HALFBYTE_EMULATED
+#if defined(HALFBYTE_EMULATED)
+#define HALFBYTE_QUADS 1
+inline __m512i broadcast4(const uint8_t* p) {
+    int32_t all;
+    __builtin_memcpy(&all, p, 4);
+    return _mm512_set1_epi32(all);
+}
+inline I16 dot(I16 sum, Pairs w, Pair x) { return _mm512_dpwssd_epi32(sum, w, x); }
+inline I16 dot_quads(I16 sum, Quads w, Quad x) { return _mm512_dpbusd_epi32(sum, w, x); }
+#else
 inline __m512i broadcast4(const uint8_t* p) {
     struct Four {
         uint8_t v[4];
@@ -103,6 +112,8 @@ inline __m512i broadcast4(const uint8_t* p) {
     asm volatile("vpbroadcastd %1, %0" : "=v"(x) : "m"(*reinterpret_cast<const Four*>(p)));
     return x;
 }
+#ifdef __AVX512VNNI__
+#define HALFBYTE_QUADS 1
 inline I16 dot(I16 sum, Pairs w, Pair x) {
     asm volatile("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
     return sum;
@@ -111,15 +122,20 @@ inline I16 dot_quads(I16 sum, Quads w, Quad x) {
     asm volatile("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
     return sum;
 }
-#else
-inline __m512i broadcast4(const uint8_t* p) {
-    int32_t all;
-    __builtin_memcpy(&all, p, 4);
-    return _mm512_set1_epi32(all);
+#else  // isa/avx512bw: no products of bytes, for the reason told in isa/avx2/simd.h
+#define HALFBYTE_QUADS 0
+inline I16 dot(I16 sum, Pairs w, Pair x) {
+    __m512i product;
+    asm volatile(
+        "vpmaddwd %[x], %[w], %[product]\n\t"
+        "vpaddd %[product], %[sum], %[sum]"
+        : [sum] "+v"(sum), [product] "=&v"(product)
+        : [w] "v"(w), [x] "v"(x));
+    return sum;
 }
-inline I16 dot(I16 sum, Pairs w, Pair x) { return _mm512_dpwssd_epi32(sum, w, x); }
-inline I16 dot_quads(I16 sum, Quads w, Quad x) { return _mm512_dpbusd_epi32(sum, w, x); }
 #endif
+#endif
+constexpr int kQuadBias = kByteBias;
 inline Pair broadcast_pair(const int16_t* p) { return broadcast4(reinterpret_cast<const uint8_t*>(p)); }
 inline Quad broadcast_quad(const uint8_t* p) { return broadcast4(p); }
 inline Pairs load_pairs(const int16_t* p) { return _mm512_load_si512(p); }
@@ -132,7 +148,6 @@ inline void store_quads(uint8_t* p, Quads w) { _mm512_store_si512(p, w); }
 // 2, 6, 3, 7: the order of the quads.
 constexpr int nibble_place(int row, int k) { return 2 * (4 * row + 2 * (k % 2)) + k / 2; }
 constexpr int byte_place(int row, int k) { return 64 * (k % 4 / 2) + 4 * row + 2 * (k % 2) + k / 4; }
-#define HALFBYTE_QUADS 1
 constexpr uint8_t kQuadOrder[8] = {0, 4, 1, 5, 2, 6, 3, 7};
 inline void store_quads_of(const int16_t* words, int64_t n, uint8_t* values) {
     alignas(16) static constexpr uint8_t kWords[16] = {0, 1, 8,  9,  2, 3, 10, 11,

@@ -183,8 +183,10 @@ inline Pairs load_pairs(const int16_t* p) {  // 64-byte aligned
 }
 inline void store_pairs(int16_t* p, const Pairs& w) { __builtin_memcpy(p, &w, sizeof w); }  // 64-byte aligned
 
-/// 1 where the set has products of bytes: unsigned levels (kByteBias added) times signed activations, 4 columns at a time.
+/// 1 where the set has products of bytes: levels (stored with kByteBias added) times signed activations, 4 columns at a time.
 #define HALFBYTE_QUADS 1
+/// What dot_quads() has added to a level: kByteBias where it multiplies unsigned bytes, 0 where it multiplies signed ones.
+constexpr int kQuadBias = kByteBias;
 /// Four columns of 16 rows as unsigned bytes: [16][4].
 struct Quads {
     uint8_t v[64];
