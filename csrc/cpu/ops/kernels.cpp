@@ -34,7 +34,10 @@ const Kernels kKernels = {
     .panel_linear = panel_linear,
     .float_dots = {float_dots_f32, float_dots_f16, float_dots_bf16},
     .float_gemm = {float_gemm_f32, float_gemm_f16, float_gemm_bf16},
-    .attention = {attention_f32, attention_f16},
+    .attention = {attention_f32, attention_f16, attention_bf16, attention_i8},
+    .merge_attention = merge_attention,
+    .store_keys = {store_keys_f32, store_keys_f16, store_keys_bf16, store_keys_i8},
+    .store_values = {store_values_f32, store_values_f16, store_values_bf16, store_values_i8},
     .layer_norm = layer_norm,
     .rms_norm = rms_norm,
     .activation = &kActivationKernels,
@@ -45,7 +48,6 @@ const Kernels kKernels = {
     .sum_of_squares = sum_of_squares,
     .rope_half = rope_half,
     .rope_interleaved = rope_interleaved,
-    .to_f16 = to_f16,
 };
 
 }  // namespace halfbyte::cpu::HALFBYTE_ISA
