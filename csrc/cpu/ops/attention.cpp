@@ -115,15 +115,15 @@ void attend_tile(const AttentionTask& t, const Work& work, int64_t block, int64_
     }
 
     float shrink[kRows];
+    int64_t query = first_query, head = row % t.group;
     for (int r = 0; r < kRows; r++) {
-        const int64_t query = (row + r) / t.group;
         const int64_t first = min_of(max_of(low_key(t, query) - block, begin), end);
         const int64_t last = max_of(first, min_of(high_key(t, query) - block, end));
-        const float* bias =
-            t.bias == nullptr ? nullptr : t.bias + (row + r) % t.group * t.bias_head_stride + query * t.keys + block;
+        const float* bias = t.bias == nullptr ? nullptr : t.bias + head * t.bias_head_stride + query * t.keys + block;
         shrink[r] = softmax_step<Kv>(t, work.scores + r * kScoreBlock, begin, end, first, last, bias,
                                      Kv::kScaled ? t.k_scales + block : nullptr, Kv::kScaled ? t.v_scales + block : nullptr,
                                      work.maxima[row + r], work.weights[row + r]);
+        if (++head == t.group) head = 0, query++;
     }
 
     const auto* v = static_cast<const typename Kv::T*>(t.v);
@@ -144,27 +144,25 @@ void attend_tile(const AttentionTask& t, const Work& work, int64_t block, int64_
     }
 }
 
-/// `size` <= kF rows from `row` on -> [head_dim][size], scaled. Writes up to kF floats behind that.
+/// `size` <= kMostAttentionRows rows from `row` on -> [head_dim][size], scaled. Writes up to kF floats behind that.
 inline void pack_queries(const AttentionTask& t, int64_t row, int64_t size, float* out) {
+    const float* rows[kMostAttentionRows];
+    int64_t query = row / t.group, head = row % t.group;
+    for (int64_t r = 0; r < size; r++) {
+        rows[r] = t.q + query * t.q_stride + head * t.head_dim;
+        if (++head == t.group) head = 0, query++;
+    }
     if (size <= 4) {  // as when decoding: a transposition would be mostly of zeros
-        for (int64_t r = 0; r < size; r++) {
-            const float* q = t.q + (row + r) / t.group * t.q_stride + (row + r) % t.group * t.head_dim;
-            for (int64_t d = 0; d < t.head_dim; d++) out[d * size + r] = t.scale * q[d];
-        }
+        for (int64_t r = 0; r < size; r++)
+            for (int64_t d = 0; d < t.head_dim; d++) out[d * size + r] = t.scale * rows[r][d];
         return;
     }
     const F scale = set(t.scale);
     for (int64_t d = 0; d < t.head_dim; d += kF) {
         const int64_t n = min_of(kF, t.head_dim - d);
         F v[kF];
-        for (int64_t r = 0; r < kF; r++) {
-            if (r >= size) {
-                v[r] = zero();
-                continue;
-            }
-            const float* q = t.q + (row + r) / t.group * t.q_stride + (row + r) % t.group * t.head_dim + d;
-            v[r] = scale * (n == kF ? load(q) : load_tail(q, n));
-        }
+        for (int64_t r = 0; r < kF; r++)
+            v[r] = r >= size ? zero() : scale * (n == kF ? load(rows[r] + d) : load_tail(rows[r] + d, n));
         transpose(v);
         for (int64_t i = 0; i < n; i++) store(out + (d + i) * size, v[i]);
     }

@@ -87,6 +87,10 @@ inline void keys_into(const float* x, int64_t x_stride, int64_t count, int64_t d
         if (key % kF == 0 && key + kF <= first + count) {  // kF keys, transposed in registers
             float inverses[kF];
             for (int i = 0; i < kF; i++) inverses[i] = prepare<To>(x + i * x_stride, dim, key + i, scales);
+            // Rows of activations are far apart, which no prefetcher follows: ask for the next ones.
+            if (key + 2 * kF <= first + count)
+                for (int64_t k = 0; k < dim; k += 16)
+                    for (int i = 0; i < kF; i++) prefetch(x + (kF + i) * x_stride + k);
             for (int64_t k = 0; k < dim; k += kF) {
                 const int64_t n = min_of(kF, dim - k);
                 F v[kF];
@@ -120,6 +124,8 @@ inline void values_into(const float* x, int64_t x_stride, int64_t count, int64_t
     for (int64_t key = first; key < first + count; key++, x += x_stride) {
         const float inverse = prepare<To>(x, dim, key, scales);
         const int64_t place = key % kKeyBlock;
+        if (key + 16 < first + count)
+            for (int64_t k = 0; k < dim; k += 16) prefetch(x + 16 * x_stride + k);
         for (int64_t part = 0; part < padded; part += kValueColumns) {
             const int64_t columns = min_of(kValueColumns, padded - part), n = min_of(columns, dim - part);
             typename To::T* row = values + (key - place) * padded + kKeyBlock * part + place * columns;
