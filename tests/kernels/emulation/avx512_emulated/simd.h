@@ -15,9 +15,6 @@ struct __m512i {
 struct __m256i {
     int16_t v[16];
 };
-struct __m128i {
-    int8_t v[16];
-};
 using __mmask16 = uint16_t;
 constexpr int _MM_FROUND_TO_NEAREST_INT = 0, _MM_FROUND_NO_EXC = 8, _CMP_LT_OQ = 17;
 
@@ -135,10 +132,6 @@ inline __m512i _mm512_cvtepu16_epi32(__m256i a) {
 inline __m512i _mm512_cvtepi16_epi32(__m256i a) {
     return each_int([=](int i) { return int32_t(a.v[i]); });
 }
-inline __m128i _mm_loadu_si128(const __m128i* p) { return read<__m128i>(p); }
-inline __m512i _mm512_cvtepi8_epi32(__m128i a) {
-    return each_int([=](int i) { return int32_t(a.v[i]); });
-}
 inline __m512i _mm512_cvtepi8_epi16(__m256i a) {
     return each_word([=](int i) { return int16_t(int8_t(uint16_t(a.v[i / 2]) >> (i % 2 * 8))); });
 }
@@ -153,6 +146,9 @@ struct __m128i {
 };
 using __mmask32 = uint32_t;
 inline __m128i _mm_loadu_si128(const __m128i* p) { return read<__m128i>(p); }
+inline __m512i _mm512_cvtepi8_epi32(__m128i a) {
+    return each_int([=](int i) { return int32_t(int8_t(a.v[i])); });
+}
 inline __m256i _mm256_cvtepu8_epi16(__m128i a) {
     __m256i r;
     for (int i = 0; i < 16; i++) r.v[i] = a.v[i];
