@@ -201,6 +201,13 @@ int hb_options_set_quantize(hb_options* options, const char* format) noexcept {
     return set("hb_options_set_quantize", options, [&](EngineOptions& o) { o.quantize = &at(format, "format"); });
 }
 
+int hb_options_set_kv_cache(hb_options* options, const char* dtype) noexcept {
+    return set("hb_options_set_kv_cache", options, [&](EngineOptions& o) {
+        const std::string_view name = &at(dtype, "dtype");
+        o.kv_cache = name.empty() ? std::optional<DType>() : parse_kv_cache(name);
+    });
+}
+
 int hb_options_set_progress(hb_options* options, hb_progress_callback callback, void* user) noexcept {
     return set("hb_options_set_progress", options, [&](EngineOptions& o) {
         if (callback == nullptr) {

@@ -39,8 +39,10 @@ py::array_t<float> matrix(size_t rows, int64_t cols, F compute) {
 }
 
 std::shared_ptr<Engine> load(const std::string& path, const std::string& device, int threads, const std::string& precision,
-                             const std::string& quantize, const py::object& progress, const std::string& output_layer) {
-    EngineOptions options{device, threads, parse_precision(precision), quantize, output_layer, {}};
+                             const std::string& quantize, const py::object& progress, const std::string& output_layer,
+                             const std::string& kv_cache) {
+    EngineOptions options{device, threads, parse_precision(precision), quantize, output_layer};
+    if (!kv_cache.empty()) options.kv_cache = parse_kv_cache(kv_cache);
     options.progress = [&](double done) {
         const py::gil_scoped_acquire locked;
         if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C
@@ -78,6 +80,7 @@ py::dict info(const Engine& engine) {
     out["token_types"] = model.token_types;
     out["device"] = engine.device().description();
     out["precision"] = name_of(engine.device().precision());
+    out["kv_cache"] = name_of(engine.cache_dtype());
     out["load_seconds"] = engine.load_seconds();
     out["weights"] = weights;
     return out;
@@ -212,7 +215,7 @@ void bind_engine(py::module_& m) {
     using AdapterName = std::optional<std::string>;
     py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
         .def_static("load", &load, py::arg("path"), py::arg("device"), py::arg("threads"), py::arg("precision"),
-                    py::arg("quantize"), py::arg("progress"), py::arg("output_layer") = "")
+                    py::arg("quantize"), py::arg("progress"), py::arg("output_layer") = "", py::arg("kv_cache") = "")
         .def("info", &info)
         .def_property_readonly("parallel_regions",
                                [](const Engine& engine) { return engine.device().host_pool().regions(); })

@@ -8,6 +8,8 @@
 #include "bindings/python.h"
 #include "core/error.h"
 #include "device/isa.h"
+#include "nn/context.h"
+#include "runtime/engine.h"
 
 namespace halfbyte::python {
 
@@ -177,7 +179,7 @@ public:
         device_->linear(in, parts);
     }
 
-    /// cache: "float32", or "float16" for keys and values rounded as a model's cache holds them.
+    /// cache: "" to read k and v as an encoder does; "f32", "f16", "bf16", "int8" to put them into a cache of that first.
     FloatArray attention(const FloatArray& q, const FloatArray& k, const FloatArray& v, bool causal,
                          const std::optional<FloatArray>& mask, float scale, int64_t window, float softcap,
                          const std::string& cache) {
@@ -195,8 +197,8 @@ public:
         check(queries <= keys || !(causal || window > 0), "attention", "causal with ", queries, " queries and only ", keys,
               " keys");
         check(window >= 0 && softcap >= 0, "attention", "window and softcap must not be negative");
-        check(cache == "float32" || cache == "float16", "attention", "cache: expected float32 or float16, found \"", cache,
-              "\"");
+        KvFormat format{DType::f32, 1, params.kv_heads, params.head_dim};
+        if (!cache.empty()) format.dtype = parse_kv_cache(cache);
         if (mask) {
             check(mask->ndim() == 3 && (mask->shape(0) == 1 || mask->shape(0) == params.heads) &&
                       mask->shape(1) == queries && mask->shape(2) == keys,
@@ -207,21 +209,21 @@ public:
         FloatArray out(std::vector<py::ssize_t>(q.shape(), q.shape() + 3));
         const int64_t cols = params.heads * params.head_dim, kv_cols = params.kv_heads * params.head_dim;
         const Tensor in(const_cast<float*>(q.data()), queries, cols), result(out.mutable_data(), queries, cols);
-        KvView k_view{const_cast<float*>(k.data()), DType::f32, kv_cols};
-        KvView v_view{const_cast<float*>(v.data()), DType::f32, kv_cols};
+        const Tensor k_in(const_cast<float*>(k.data()), keys, kv_cols), v_in(const_cast<float*>(v.data()), keys, kv_cols);
         const Sequence sequence{0, queries, 0, keys};
         const py::gil_scoped_release release;
-        Buffer k_half, v_half;
-        if (cache == "float16") {
+        if (cache.empty()) {
+            KvView k_view, v_view;
+            k_view.data = k_in.data, k_view.stride = kv_cols;
+            v_view.data = v_in.data, v_view.stride = kv_cols, v_view.role = KvRole::values;
+            device_->attention(in, k_view, v_view, {&sequence, 1}, params, result);
+        } else {
+            const KvCache store(*device_, format, 1, std::max<int64_t>(keys, 1));
             const Sequence whole{0, keys, 0, keys};
-            for (auto [view, buffer] : {std::pair{&k_view, &k_half}, std::pair{&v_view, &v_half}}) {
-                *buffer = device_->allocate(size_t(keys * kv_cols) * sizeof(uint16_t));
-                const Tensor from(static_cast<float*>(view->data), keys, kv_cols);
-                *view = KvView{buffer->data, DType::f16, kv_cols};
-                device_->store_kv(from, {&whole, 1}, *view);
-            }
+            device_->store_kv(k_in, {&whole, 1}, store.keys(0));
+            device_->store_kv(v_in, {&whole, 1}, store.values(0));
+            device_->attention(in, store.keys(0), store.values(0), {&sequence, 1}, params, result);
         }
-        device_->attention(in, k_view, v_view, {&sequence, 1}, params, result);
         return out;
     }
 
@@ -401,7 +403,7 @@ void bind_ops(py::module_& m) {
              py::arg("accumulate"))
         .def("round_trip", &Ops::round_trip, py::arg("weight"))
         .def("attention", &Ops::attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("causal"), py::arg("mask"),
-             py::arg("scale"), py::arg("window"), py::arg("softcap"), py::arg("cache") = "float32")
+             py::arg("scale"), py::arg("window"), py::arg("softcap"), py::arg("cache") = "")
         .def("layer_norm", &Ops::layer_norm, py::arg("x"), py::arg("gamma"), py::arg("beta"), py::arg("eps"))
         .def("rms_norm", &Ops::rms_norm, py::arg("x"), py::arg("gamma"), py::arg("eps"))
         .def("activate", &Ops::activate, py::arg("activation"), py::arg("x"))

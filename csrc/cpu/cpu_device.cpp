@@ -11,13 +11,6 @@
 
 namespace halfbyte::cpu {
 
-namespace {
-
-// Below so many elements a second thread costs more than it saves (a fork and join is about 2 microseconds).
-constexpr int64_t kMinimumWork = 16384;
-
-}  // namespace
-
 std::shared_ptr<Device> make_device(const DeviceOptions& options);
 std::shared_ptr<Device> make_device(const DeviceOptions& options) {
     return std::make_shared<CpuDevice>(options, choose_isa());
@@ -127,83 +120,6 @@ void CpuDevice::rope(Tensor x, int64_t head_dim, std::span<const int32_t> positi
             for (int64_t at = 0; at < x.cols; at += head_dim)
                 turn(x.row(r) + at, values + 2 * r * half, values + 2 * r * half + half, half);
     });
-}
-
-void CpuDevice::store_kv(const Tensor& x, std::span<const Sequence> sequences, KvView store) {
-    expect(store.dtype == DType::f32 || store.dtype == DType::f16, "store_kv: a cache of ", name_of(store.dtype));
-    for (const Sequence& s : sequences) {
-        expect(s.first_row >= 0 && s.first_row + s.rows <= x.rows && s.keys >= s.rows, "store_kv: rows ", s.first_row,
-               " to ", s.first_row + s.rows, " of ", x.rows, " behind ", s.keys, " keys");
-        for_rows(s.rows, x.cols, [&](int64_t first, int64_t last) {
-            for (int64_t r = first; r < last; r++) {
-                const float* from = x.row(s.first_row + r);
-                const int64_t at = (s.first_key + s.keys - s.rows + r) * store.stride;
-                if (store.dtype == DType::f16)
-                    kernels_.to_f16(from, static_cast<uint16_t*>(store.data) + at, x.cols);
-                else
-                    std::memcpy(static_cast<float*>(store.data) + at, from, size_t(x.cols) * sizeof(float));
-            }
-        });
-    }
-}
-
-void CpuDevice::attention(const Tensor& q, KvView k, KvView v, std::span<const Sequence> sequences,
-                          const AttentionParams& params, Tensor out) {
-    expect_same_shape(q, out, "attention");
-    expect(params.kv_heads > 0 && params.heads % params.kv_heads == 0 && q.cols == params.heads * params.head_dim,
-           "attention: ", q.cols, " columns for ", params.heads, " heads of ", params.head_dim, " over ", params.kv_heads,
-           " key/value heads");
-    expect(k.dtype == v.dtype && (k.dtype == DType::f32 || k.dtype == DType::f16), "attention: keys of ", name_of(k.dtype),
-           ", values of ", name_of(v.dtype));
-    expect(params.bias == nullptr || sequences.size() == 1, "attention: a bias with ", sequences.size(), " sequences");
-    constexpr int64_t kRows = 32;  // (query, head) rows of one task: their scores and outputs stay in the L1 cache
-    const int64_t group = params.heads / params.kv_heads, queries = std::max<int64_t>(1, kRows / group);
-    const size_t element = size_of(k.dtype);
-    std::vector<int64_t> first_task;  // of each sequence
-    int64_t tasks = 0, work = 0;
-    for (const Sequence& s : sequences) {
-        expect(s.first_row >= 0 && s.first_row + s.rows <= q.rows &&
-                   (s.keys >= s.rows || !(params.causal || params.window > 0)),
-               "attention: rows ", s.first_row, " to ", s.first_row + s.rows, " of ", q.rows, " against ", s.keys, " keys");
-        first_task.push_back(tasks);
-        tasks += params.kv_heads * ((s.rows + queries - 1) / queries);
-        work += s.rows * s.keys * q.cols;
-    }
-    const auto run = [&](int64_t first, int64_t last) {
-        auto* memory = static_cast<float*>(
-            scratch(Scratch::attention, size_t(attention_scratch(queries * group, params.head_dim)) * sizeof(float)));
-        for (int64_t task = first; task < last; task++) {
-            const size_t index =
-                size_t(std::upper_bound(first_task.begin(), first_task.end(), task) - first_task.begin() - 1);
-            const Sequence& s = sequences[index];
-            // Blocks of queries are the inner index: neighbouring tasks share keys and values.
-            const int64_t blocks = (s.rows + queries - 1) / queries, within = task - first_task[index];
-            const int64_t head = within / blocks, query = within % blocks * queries;
-            AttentionTask t;
-            t.queries = std::min(queries, s.rows - query), t.group = group, t.head_dim = params.head_dim;
-            t.q_stride = q.stride, t.q = q.row(s.first_row + query) + head * group * params.head_dim;
-            t.out_stride = out.stride, t.out = out.row(s.first_row + query) + head * group * params.head_dim;
-            t.keys = s.keys, t.k_stride = k.stride, t.v_stride = v.stride;
-            const auto at = [&](const KvView& view) {
-                return static_cast<const char*>(view.data) +
-                       size_t(s.first_key * view.stride + head * params.head_dim) * element;
-            };
-            t.k = at(k), t.v = at(v);
-            t.first_position = s.keys - s.rows + query;
-            t.causal = params.causal, t.window = params.window, t.scale = params.scale, t.softcap = params.softcap;
-            if (params.bias != nullptr) {
-                t.bias = params.bias + head * group * params.bias_head_stride + query * s.keys;
-                t.bias_head_stride = params.bias_head_stride;
-            }
-            t.scratch = memory;
-            kernels_.attention[k.dtype == DType::f16 ? kF16 : kF32](t);
-        }
-    };
-    if (work < 4 * kMinimumWork) {
-        if (tasks > 0) run(0, tasks);
-    } else {
-        pool_.parallel_for(tasks, 1, run);
-    }
 }
 
 void CpuDevice::activate(Activation activation, Tensor x) {

@@ -20,6 +20,9 @@ inline void expect_same_shape(const Tensor& a, const Tensor& b, const char* op) 
            b.cols, "]");
 }
 
+/// Below so many elements a second thread costs more than it saves (a fork and join is about 2 microseconds).
+constexpr int64_t kMinimumWork = 16384;
+
 /// Up to so many rows, transposing float weights costs more than it gains.
 constexpr int64_t kFewFloatRows = 8;
 
@@ -57,9 +60,9 @@ public:
     void rms_norm(const Tensor& x, const float* gamma, float eps, Tensor out) override;
     void rope(Tensor x, int64_t head_dim, std::span<const int32_t> positions, std::span<const float> frequencies,
               float magnitude, RopeStyle style) override;
-    void store_kv(const Tensor& x, std::span<const Sequence> sequences, KvView store) override;
-    void attention(const Tensor& q, KvView k, KvView v, std::span<const Sequence> sequences, const AttentionParams& params,
-                   Tensor out) override;
+    void store_kv(const Tensor& x, std::span<const Sequence> sequences, const KvView& store) override;
+    void attention(const Tensor& q, const KvView& k, const KvView& v, std::span<const Sequence> sequences,
+                   const AttentionParams& params, Tensor out) override;
     void activate(Activation activation, Tensor x) override;
     void gated_activation(Activation activation, Tensor gate, const Tensor& up) override;
     void add(Tensor x, const Tensor& y) override;

@@ -84,15 +84,26 @@ struct LinearOutput {
     bool accumulate = false;
 };
 
-/// One (sequence, key/value head, block of queries). Rows of the work are (query, head of the group).
+/// Element types of keys and values. kKvI8: one float scale for each key and each value.
+enum KvKind : int { kKvF32, kKvF16, kKvBf16, kKvI8, kKvKinds };
+/// Keys and values of a head are stored in blocks of so many: keys transposed, [blocks][head_dim][kKeyBlock].
+constexpr int kKeyBlock = 64;
+/// A block of values holds whole_vectors(head_dim) columns in parts of so many (the last part may have fewer):
+/// [blocks][parts][kKeyBlock][columns of the part].
+constexpr int kValueColumns = 64;
+constexpr int64_t whole_vectors(int64_t n) { return (n + 15) / 16 * 16; }
+
+/// One (sequence, key/value head, block of queries, range of keys). Rows of the work are (query, head of the group).
 struct AttentionTask {
     const float* q = nullptr;  ///< [queries][q_stride], at the group's first head
     int64_t q_stride = 0, queries = 0, group = 0, head_dim = 0;
-    const void* k = nullptr;  ///< [keys][k_stride], at this head
-    const void* v = nullptr;
-    int64_t k_stride = 0, v_stride = 0;  ///< elements
-    int64_t keys = 0;
-    int64_t first_position = 0;  ///< of queries[0] among the keys
+    const void* k = nullptr;          ///< [blocks][head_dim][kKeyBlock], of this head
+    const void* v = nullptr;          ///< [blocks][parts][kKeyBlock][columns], of this head
+    const float* k_scales = nullptr;  ///< [blocks * kKeyBlock] of kKvI8, else null
+    const float* v_scales = nullptr;
+    int64_t keys = 0;                     ///< of the sequence; also the row stride of `bias`
+    int64_t first_key = 0, last_key = 0;  ///< the range of this task, first_key a multiple of kScoreBlock
+    int64_t first_position = 0;           ///< of queries[0] among the keys
     bool causal = false;
     int64_t window = 0;
     float scale = 1, softcap = 0;
@@ -100,13 +111,21 @@ struct AttentionTask {
     int64_t bias_head_stride = 0;
     float* out = nullptr;  ///< [queries][out_stride]
     int64_t out_stride = 0;
+    /// Not null: the result goes here in parts, for merge_attention(), and `out` is not written. [partial_size(rows, dim)]
+    float* partial = nullptr;
     float* scratch = nullptr;  ///< attention_scratch(queries * group, head_dim) floats, 64-byte aligned
 };
-constexpr int kKeyBlock = 64;
+/// Keys whose scores are computed before their values are read.
+constexpr int kScoreBlock = 128;
+/// The most rows that go through the keys together.
+constexpr int kMostAttentionRows = 12;
 constexpr int64_t attention_scratch(int64_t rows, int64_t head_dim) {
-    const int64_t dim = (head_dim + 15) / 16 * 16;
-    // keys and values of a block, scores, the output, the queries, maximum and sum
-    return 2 * kKeyBlock * dim + rows * (kKeyBlock + 2 * dim) + 2 * ((rows + 15) / 16 * 16);
+    // scores, the queries, the sums of values, maximum and sum of each row
+    return kMostAttentionRows * kScoreBlock + rows * (head_dim + whole_vectors(head_dim)) + 2 * whole_vectors(rows) + 16;
+}
+/// Sums of values [rows][whole_vectors(head_dim)], maxima [rows], sums of weights [rows].
+constexpr int64_t partial_size(int64_t rows, int64_t head_dim) {
+    return rows * whole_vectors(head_dim) + 2 * whole_vectors(rows);
 }
 
 enum FloatKind : int { kF32, kF16, kBf16, kFloatKinds };
@@ -149,7 +168,17 @@ struct Kernels {
     /// y[rows[i]][c] += sum over k < rank of inner[i][k] * b[c / 16][k][c % 16], c < n
     void (*lora_outer[kFloatKinds])(const void* b, const float* inner, int64_t inner_stride, const int32_t* rows,
                                     int64_t count, int64_t rank, float* y, int64_t y_stride, int64_t n);
-    void (*attention[2])(const AttentionTask& task);  ///< kF32, kF16
+    void (*attention[kKvKinds])(const AttentionTask& task);
+    /// out [queries][out_stride] of one task from the parts [count][partial_size(queries * group, head_dim)] that ranges of its
+    /// keys gave.
+    void (*merge_attention)(const float* parts, int64_t count, int64_t queries, int64_t group, int64_t head_dim, float* out,
+                            int64_t out_stride);
+    /// Writes x [count][x_stride] as the keys or values `first` .. of one head: see AttentionTask. Scales are of kKvI8. What
+    /// pads a value to whole vectors becomes zero.
+    void (*store_keys[kKvKinds])(const float* x, int64_t x_stride, int64_t count, int64_t head_dim, int64_t first,
+                                 void* keys, float* scales);
+    void (*store_values[kKvKinds])(const float* x, int64_t x_stride, int64_t count, int64_t head_dim, int64_t first,
+                                   void* values, float* scales);
 
     void (*layer_norm)(const float* x, int64_t cols, const float* gamma, const float* beta, float eps, float* out);
     void (*rms_norm)(const float* x, int64_t cols, const float* gamma, float eps, float* out);
@@ -162,7 +191,6 @@ struct Kernels {
     /// One head: pairs (i, i + half) or (2i, 2i + 1) turned by cosines and sines [half].
     void (*rope_half)(float* x, const float* cosines, const float* sines, int64_t half);
     void (*rope_interleaved)(float* x, const float* cosines, const float* sines, int64_t half);
-    void (*to_f16)(const float* x, uint16_t* out, int64_t n);
 };
 
 struct Isa {

@@ -11,7 +11,7 @@ namespace halfbyte::cpu {
 std::shared_ptr<void> allocate_aligned(size_t bytes);
 
 /// What scratch() is wanted for: each use has a buffer of its own in every thread.
-enum class Scratch { quantized, residual, decoded, attention, lora, row, count };
+enum class Scratch { quantized, residual, decoded, attention, attention_keys, attention_parts, lora, row, count };
 
 /// A buffer of the calling thread, 64-byte aligned, at least `bytes` long; kept until a larger one is wanted or the thread ends.
 void* scratch(Scratch use, size_t bytes);

@@ -77,7 +77,7 @@ struct RowTransform {
     const float* beta = nullptr;   ///< layer_norm: [k], or null
     float eps = 0;
     Activation activation = Activation::none;
-    Tensor up;  ///< gated_activation: [rows, k]; rows become activation(x) * up
+    Tensor up = {};  ///< gated_activation: [rows, k]; rows become activation(x) * up
 };
 
 struct LinearInput {
@@ -94,15 +94,29 @@ struct LinearInput {
 struct Sequence {
     int64_t first_row = 0;  ///< first row of this sequence in the batch
     int64_t rows = 0;       ///< new tokens
-    int64_t first_key = 0;  ///< row of the key/value store that holds this sequence's first key
+    int64_t first_key = 0;  ///< row of the keys and values that holds this sequence's first; a cache: a multiple of kKvBlock
     int64_t keys = 0;  ///< keys to attend to, those of the new tokens included; query i sits at position keys - rows + i
 };
 
-/// Keys or values: [n, heads * head_dim] elements of `dtype` (f32 or f16), rows `stride` elements apart.
+/// A cache is filled and lies in memory in blocks of so many rows: a sequence starts at a multiple of it.
+constexpr int64_t kKvBlock = 64;
+/// Elements that a cache holds for one row of one head.
+constexpr int64_t kv_width(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+
+enum class KvRole { keys, values };
+
+/// Keys or values of one layer, in one of two layouts:
+/// - a cache (rows > 0), written by store_kv(): [heads][rows][kv_width(head_dim)] elements of `dtype` (f32, f16, bf16 or i8),
+///   rows a multiple of kKvBlock. In which order the elements of a block of kKvBlock rows of a head lie is the device's own
+///   affair, and keys and values differ; the blocks themselves may be copied. i8: value = element * scale of its head and row.
+/// - activations (rows == 0), read alone: float32 [n, heads * head_dim], rows `stride` elements apart.
 struct KvView {
     void* data = nullptr;
     DType dtype = DType::f32;
-    int64_t stride = 0;
+    KvRole role = KvRole::keys;
+    int64_t stride = 0;  ///< of activations
+    int64_t heads = 0, head_dim = 0, rows = 0;
+    float* scales = nullptr;  ///< [heads][rows] of a cache in i8
 };
 
 struct AttentionParams {
@@ -126,7 +140,7 @@ public:
     virtual ~Device() = default;
     virtual std::string description() const = 0;  ///< "cpu avx2, 2 threads, high"
     virtual Precision precision() const = 0;
-    virtual DType cache_dtype() const = 0;  ///< what a KV cache should hold
+    virtual DType cache_dtype() const = 0;  ///< what a KV cache should hold where nobody asks for something else
     /// Threads for host-side work (loading, encoding).
     virtual ThreadPool& host_pool() = 0;
 
@@ -161,10 +175,11 @@ public:
     /// position * frequency (host, radians per position); magnitude multiplies cos and sin (YaRN). positions: host [rows].
     virtual void rope(Tensor x, int64_t head_dim, std::span<const int32_t> positions, std::span<const float> frequencies,
                       float magnitude, RopeStyle style) = 0;
-    /// Writes the new keys or values of each sequence behind those it has (rows first_key + keys - rows ...).
-    virtual void store_kv(const Tensor& x, std::span<const Sequence> sequences, KvView store) = 0;
+    /// Writes the new keys or values of each sequence into a cache, behind those it has (rows first_key + keys - rows ...).
+    /// i8 rounds to 127 levels either side of zero, with one scale for each head and row.
+    virtual void store_kv(const Tensor& x, std::span<const Sequence> sequences, const KvView& store) = 0;
     /// out [rows, heads * head_dim] = softmax(q k^T * scale ...) v, per sequence.
-    virtual void attention(const Tensor& q, KvView k, KvView v, std::span<const Sequence> sequences,
+    virtual void attention(const Tensor& q, const KvView& k, const KvView& v, std::span<const Sequence> sequences,
                            const AttentionParams& params, Tensor out) = 0;
     virtual void activate(Activation activation, Tensor x) = 0;
     /// gate = activation(gate) * up

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/error.h"
+
 namespace halfbyte {
 
 namespace {
@@ -31,14 +33,46 @@ size_t Workspace::bytes() const {
     return total;
 }
 
-KvCache::KvCache(Device& device, int64_t layers, int64_t slots, int64_t capacity, int64_t width)
-    : slots_(slots), capacity_(capacity), width_(width), dtype_(device.cache_dtype()) {
-    buffer_ = device.allocate(size_t(2 * layers * slots * capacity * width) * size_of(dtype_));
+KvCache::KvCache(Device& device, const KvFormat& format, int64_t slots, int64_t capacity)
+    : device_(device), format_(format), slots_(slots), capacity_((capacity + kKvBlock - 1) / kKvBlock * kKvBlock) {
+    const DType dtype = format.dtype;
+    if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16 && dtype != DType::i8)
+        fail(ErrorCode::invalid_argument, "KV cache: expected float32, float16, bfloat16 or int8, found ", name_of(dtype));
+    const size_t rows = size_t(2 * format.layers * format.heads * slots * capacity_);
+    buffer_ = device.allocate(rows * size_t(kv_width(format.head_dim)) * size_of(dtype));
+    if (dtype == DType::i8) scales_ = device.allocate(rows * sizeof(float));
 }
 
-KvView KvCache::view(int64_t index) const {
-    const size_t offset = size_t(index * slots_ * capacity_ * width_) * size_of(dtype_);
-    return {static_cast<char*>(buffer_.data) + offset, dtype_, width_};
+KvView KvCache::view(int64_t layer, KvRole role) const {
+    const int64_t rows = slots_ * capacity_, width = kv_width(format_.head_dim);
+    const size_t first = size_t((2 * layer + (role == KvRole::values ? 1 : 0)) * format_.heads * rows);
+    KvView view;
+    view.data = static_cast<char*>(buffer_.data) + first * size_t(width) * size_of(format_.dtype);
+    view.dtype = format_.dtype, view.role = role;
+    view.heads = format_.heads, view.head_dim = format_.head_dim, view.rows = rows;
+    if (scales_.data != nullptr) view.scales = static_cast<float*>(scales_.data) + first;
+    return view;
+}
+
+void KvCache::copy_from(const KvCache& other, int64_t tokens) {
+    std::vector<uint8_t> bytes;
+    const auto copy = [&](void* to, const void* from, size_t size) {
+        bytes.resize(size);
+        device_.copy_to_host(bytes.data(), from, size);
+        device_.copy_to_device(to, bytes.data(), size);
+    };
+    const int64_t rows = (tokens + kKvBlock - 1) / kKvBlock * kKvBlock;  // the order within a block is the device's
+    const size_t row_bytes = size_t(kv_width(format_.head_dim)) * size_of(format_.dtype);
+    for (int64_t layer = 0; layer < format_.layers; layer++)
+        for (const KvRole role : {KvRole::keys, KvRole::values}) {
+            const KvView to = view(layer, role), from = other.view(layer, role);
+            for (int64_t head = 0; head < format_.heads; head++) {
+                copy(static_cast<char*>(to.data) + size_t(head * to.rows) * row_bytes,
+                     static_cast<const char*>(from.data) + size_t(head * from.rows) * row_bytes, size_t(rows) * row_bytes);
+                if (to.scales != nullptr)
+                    copy(to.scales + head * to.rows, from.scales + head * from.rows, size_t(rows) * sizeof(float));
+            }
+        }
 }
 
 }  // namespace halfbyte

@@ -41,21 +41,34 @@ private:
     size_t block_ = 0, used_ = 0;
 };
 
-/// Keys and values of every layer, `slots` sequences of up to `capacity` tokens each.
+/// What a cache holds: f32, f16, bf16 or i8 elements, `heads` heads of `head_dim` for each of keys and values.
+struct KvFormat {
+    DType dtype = DType::f16;
+    int64_t layers = 0, heads = 0, head_dim = 0;
+};
+
+/// Keys and values of every layer, `slots` sequences of up to `capacity` tokens each (rounded up to whole blocks). Slot i
+/// begins at row i * capacity().
 class KvCache {
 public:
-    KvCache(Device& device, int64_t layers, int64_t slots, int64_t capacity, int64_t width);
+    /// Errors: invalid_argument (a dtype that no cache has), out_of_memory.
+    KvCache(Device& device, const KvFormat& format, int64_t slots, int64_t capacity);
     int64_t capacity() const { return capacity_; }
     int64_t slots() const { return slots_; }
-    KvView keys(int64_t layer) const { return view(2 * layer); }  ///< [slots * capacity, width]
-    KvView values(int64_t layer) const { return view(2 * layer + 1); }
-    size_t bytes() const { return buffer_.bytes; }
+    KvView keys(int64_t layer) const { return view(layer, KvRole::keys); }  ///< of slots * capacity rows
+    KvView values(int64_t layer) const { return view(layer, KvRole::values); }
+    size_t bytes() const { return buffer_.bytes + scales_.bytes; }
+    /// Takes over the first `tokens` tokens of slot 0 from a cache of the same format. Through the host: rare, and the op
+    /// vocabulary needs no word for it.
+    void copy_from(const KvCache& other, int64_t tokens);
 
 private:
-    KvView view(int64_t index) const;
-    int64_t slots_, capacity_, width_;
-    DType dtype_;
-    Buffer buffer_;
+    KvView view(int64_t layer, KvRole role) const;
+    Device& device_;
+    KvFormat format_;
+    int64_t slots_, capacity_;
+    Buffer buffer_;  // [layers][keys, values][heads][slots * capacity][kv_width(head_dim)]
+    Buffer scales_;  // [layers][keys, values][heads][slots * capacity] of i8
 };
 
 /// Packed tokens of several sequences; no padding. All arrays are host memory of T = tokens.size() elements.

@@ -45,7 +45,10 @@ Tensor attention(const Context& context, int64_t layer, const Tensor& q, const T
         // The keys of each sequence are its own rows of this batch.
         std::vector<Sequence> within(sequences.begin(), sequences.end());
         for (Sequence& sequence : within) sequence.first_key = sequence.first_row, sequence.keys = sequence.rows;
-        context.device.attention(q, {k.data, DType::f32, k.stride}, {v.data, DType::f32, v.stride}, within, params, out);
+        KvView keys, values;
+        keys.data = k.data, keys.stride = k.stride;
+        values.data = v.data, values.stride = v.stride, values.role = KvRole::values;
+        context.device.attention(q, keys, values, within, params, out);
     }
     return out;
 }

@@ -50,6 +50,14 @@ std::string_view name_of(Precision precision) {
     return "unknown";
 }
 
+DType parse_kv_cache(std::string_view name) {
+    if (name == "f32") return DType::f32;
+    if (name == "f16") return DType::f16;
+    if (name == "bf16") return DType::bf16;
+    if (name == "int8") return DType::i8;
+    fail(ErrorCode::invalid_argument, "kv_cache: expected \"f16\", \"bf16\", \"f32\" or \"int8\", found \"", name, '"');
+}
+
 Pooling parse_pooling(std::string_view name) {
     if (name == "mean") return Pooling::mean;
     if (name == "cls") return Pooling::cls;
@@ -65,6 +73,7 @@ std::shared_ptr<Engine> Engine::load(const std::filesystem::path& path, const En
     const std::shared_ptr<Engine> engine(new Engine());
     engine->workspaces_.reserve(kKeptWorkspaces);  // giving one back never allocates
     engine->device_ = make_device(options.device, {options.threads, options.precision});
+    engine->cache_dtype_ = options.kv_cache.value_or(engine->device_->cache_dtype());
     const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(path);
     engine->model_ = load_model(*checkpoint, *engine->device_, {options.quantize, options.output_layer, options.progress});
     engine->format_ = checkpoint->format();

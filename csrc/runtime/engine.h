@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -24,6 +25,8 @@ namespace halfbyte {
 /// "high", "fast", "float32". Error invalid_argument, naming these.
 Precision parse_precision(std::string_view name);
 std::string_view name_of(Precision precision);
+/// "f32", "f16", "bf16", "int8": what a KV cache holds. Error invalid_argument, naming these.
+DType parse_kv_cache(std::string_view name);
 /// "mean", "cls", "max", "last". Error invalid_argument, naming these.
 Pooling parse_pooling(std::string_view name);
 
@@ -34,6 +37,8 @@ struct EngineOptions {
     std::string quantize;           ///< empty: the file's own values; "nf4", "fp4", "int8", "bf16", "f16"
     std::string output_layer = {};  ///< the same for the layer over the vocabulary, which `quantize` leaves alone
     std::function<void(double)> progress = {};
+    /// Elements of the KV cache; empty: the device's choice (f16; f32 in precision float32).
+    std::optional<DType> kv_cache = {};
 };
 
 /// Sequences packed one behind the other; host memory.
@@ -92,6 +97,7 @@ public:
     const std::string& format() const { return format_; }  ///< "gguf", "safetensors", "bitsandbytes"
     const std::string& path() const { return path_; }
     double load_seconds() const { return load_seconds_; }
+    DType cache_dtype() const { return cache_dtype_; }  ///< of the KV caches of generations
 
     /// out: [total, vocab]. Errors: invalid_argument (a token id out of range, too many positions, no output layer).
     void logits(const TokenBatch& batch, const Adapter* adapter, float* out) const;
@@ -140,6 +146,7 @@ private:
 
     std::string format_, path_;
     double load_seconds_ = 0;
+    DType cache_dtype_ = DType::f16;
     std::shared_ptr<Device> device_;
     std::unique_ptr<Model> model_;
     mutable std::mutex mutex_;  // guards the three below

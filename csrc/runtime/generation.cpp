@@ -17,22 +17,8 @@ constexpr int64_t kFirstTokens = 256;
 
 std::unique_ptr<KvCache> make_cache(const Engine& engine, int64_t capacity) {
     const ModelInfo& info = engine.info();
-    return std::make_unique<KvCache>(engine.device(), info.layers, 1, capacity, info.kv_heads * info.head_dim);
-}
-
-/// Copies the first `used` tokens of every layer, through the host: rare, and the op vocabulary needs no word for it.
-void copy_cache(const Engine& engine, const KvCache& from, const KvCache& to, int64_t used) {
-    Device& device = engine.device();
-    std::vector<uint8_t> rows;
-    const auto copy = [&](const KvView& source, const KvView& target) {
-        rows.resize(size_t(used * source.stride) * size_of(source.dtype));
-        device.copy_to_host(rows.data(), source.data, rows.size());
-        device.copy_to_device(target.data, rows.data(), rows.size());
-    };
-    for (int64_t layer = 0; layer < engine.info().layers; layer++) {
-        copy(from.keys(layer), to.keys(layer));
-        copy(from.values(layer), to.values(layer));
-    }
+    return std::make_unique<KvCache>(engine.device(),
+                                     KvFormat{engine.cache_dtype(), info.layers, info.kv_heads, info.head_dim}, 1, capacity);
 }
 
 }  // namespace
@@ -101,7 +87,7 @@ bool Generation::step() {
     const int64_t keys = state.cached + rows;
     if (keys > state.cache->capacity()) {
         std::unique_ptr<KvCache> larger = make_cache(*engine_, std::min(state.most_keys, 2 * state.cache->capacity()));
-        copy_cache(*engine_, *state.cache, *larger, state.cached);
+        larger->copy_from(*state.cache, state.cached);
         state.cache = std::move(larger);
     }
     {

@@ -81,10 +81,10 @@ class Ops:
         scale: float,
         window: int,
         softcap: float,
-        cache: str = "float32",
+        cache: str = "",
     ) -> NDArray[np.float32]:
         """q [queries, heads, d], k and v [keys, kv_heads, d]; mask added to the scores, [1 or heads, queries, keys].
-        cache "float16": keys and values are rounded as a model's cache holds them."""
+        cache "f32", "f16", "bf16", "int8": keys and values go through a cache that holds them so."""
     def layer_norm(
         self, x: NDArray[np.float32], gamma: NDArray[np.float32], beta: NDArray[np.float32] | None, eps: float
     ) -> NDArray[np.float32]: ...
@@ -207,10 +207,12 @@ class Engine:
         quantize: str,
         progress: Callable[[float], None] | None,
         output_layer: str = "",
+        kv_cache: str = "",
     ) -> Engine: ...
     def info(self) -> dict[str, Any]:
         """architecture, format, path, causal, has_logits, vocab_size, hidden_size, layers, max_positions, heads, kv_heads,
-        head_dim, token_types, device, precision, load_seconds, weights: list of dict(name, storage, rows, cols, bytes)."""
+        head_dim, token_types, device, precision, kv_cache, load_seconds, weights: list of dict(name, storage, rows, cols,
+        bytes)."""
     @property
     def parallel_regions(self) -> int:
         """Work that was shared among threads so far, each a fork and a join."""

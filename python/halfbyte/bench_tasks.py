@@ -150,9 +150,9 @@ def weight_bytes(engine: _core.Engine) -> int:
 
 
 def _cache_bytes_per_token(info: dict[str, Any]) -> int:
-    """Keys and values of all layers: 16 bits an element, 32 in precision float32."""
-    element = 4 if info["precision"] == "float32" else 2
-    return int(2 * element * info["layers"] * info["kv_heads"] * info["head_dim"]) if info["causal"] else 0
+    """Keys and values of all layers; int8 has a float scale for each head."""
+    head = {"float32": 4, "int8": 1}.get(info["kv_cache"], 2) * info["head_dim"] + 4 * (info["kv_cache"] == "int8")
+    return int(2 * head * info["layers"] * info["kv_heads"]) if info["causal"] else 0
 
 
 def flops_per_token(engine: _core.Engine, task: str, size: Size, context: float) -> float:

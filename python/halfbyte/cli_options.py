@@ -11,6 +11,7 @@ from .model import Model, load
 from .terminal import ProgressBar, count_text
 
 PRECISIONS = ("high", "fast", "float32")
+KV_CACHES = ("f16", "bf16", "f32", "int8")
 _QUANTIZE = ("nf4", "fp4", "int8", "bf16", "f16")
 
 
@@ -29,6 +30,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="high: better than 16-bit floats; fast: may use 8-bit activations; float32: the reference "
         "(default: %(default)s)",
     )
+    add(
+        "--kv-cache",
+        choices=KV_CACHES,
+        help="what is kept of the tokens read; int8: a scale for each head and token (default: f16)",
+    )
     add("--adapter", metavar="FOLDER", help="apply a PEFT LoRA adapter, unmerged")
 
 
@@ -42,6 +48,7 @@ def load_model(options: argparse.Namespace) -> Model:
             device=options.device,
             threads=options.threads,
             precision=options.precision,
+            kv_cache=options.kv_cache,
             progress=bar,
         )
         if options.adapter is not None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
 Progress = Callable[[float], None]
+KvCache = Literal["f16", "bf16", "f32", "int8"]
 
 
 def load(
@@ -35,6 +36,7 @@ def load(
     device: str = "auto",
     threads: int | None = None,
     precision: Precision = "high",
+    kv_cache: KvCache | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Open a checkpoint.
@@ -48,6 +50,8 @@ def load(
         precision: "high": at least as accurate as 16-bit floating point everywhere; "fast": may
             round activations to int8 where that is quicker; "float32": the reference, float32 activations on decoded
             weights.
+        kv_cache: what a generation keeps of the tokens it has read: "f16", "bf16", "f32", or "int8", which rounds keys
+            and values to 8 bits with one scale for each head and token. None: "f16"; "f32" with precision "float32".
         progress: called with 0..1 while loading, from this thread; an exception in it stops the loading.
 
     Raises:
@@ -67,7 +71,9 @@ def load(
             )
         )
         raise NotFoundError(f"{path}: no such file or folder{hint}")
-    engine = _core.Engine.load(str(location), device, thread_count(threads), precision, quantize or "", progress)
+    engine = _core.Engine.load(
+        str(location), device, thread_count(threads), precision, quantize or "", progress, kv_cache=kv_cache or ""
+    )
     return Model(engine, location)
 
 

@@ -45,6 +45,8 @@ static hb_model* open_model(const char* name) {
     OK(hb_options_set_threads(options, 2));
     OK(hb_options_set_precision(options, "float32"));
     OK(hb_options_set_quantize(options, ""));
+    OK(hb_options_set_kv_cache(options, "bf16"));
+    OK(hb_options_set_kv_cache(options, ""));
     OK(hb_options_set_progress(options, count_progress, &progress));
     OK(hb_model_open(path_of(name), options, &model));
     hb_options_free(options);

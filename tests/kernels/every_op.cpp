@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <string>
@@ -176,25 +177,51 @@ void fused(Device& device, int64_t m, int64_t k, int64_t n) {
 }
 
 void attention(Device& device, int64_t m, int64_t dim) {
-    const int64_t keys = m + 3;
-    for (const DType dtype : {DType::f32, DType::f16})
-        for (const int64_t heads : {2, 6}) {
-            const auto q = random_floats(m * heads * dim), kv = random_floats(keys * 2 * dim),
+    const int64_t keys = m + 3, before = 70, width = 2 * dim;
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::i8})
+        for (const int64_t heads : {2, 6, 14}) {
+            const auto q = random_floats(m * heads * dim), kv = random_floats(keys * width),
                        bias = random_floats(heads * m * keys);
-            const size_t bytes = size_t(keys * 2 * dim) * size_of(dtype);
-            const auto k = std::make_unique<char[]>(bytes), v = std::make_unique<char[]>(bytes);
-            const KvView k_view{k.get(), dtype, 2 * dim}, v_view{v.get(), dtype, 2 * dim};
-            const Sequence stored{0, keys, 0, keys}, sequence{0, m, 0, keys};
-            device.store_kv(Tensor(kv.get(), keys, 2 * dim), {&stored, 1}, k_view);
-            device.store_kv(Tensor(kv.get(), keys, 2 * dim), {&stored, 1}, v_view);
-            for (int variant = 0; variant < 3; variant++) {
+            // The second of two sequences of a cache: the first must stay as it is.
+            KvView views[2];
+            std::vector<char> memory[2];
+            std::vector<float> scales[2];
+            const int64_t rows = 128 + (keys + kKvBlock - 1) / kKvBlock * kKvBlock;
+            for (int i = 0; i < 2; i++) {
+                KvView& view = views[i];
+                memory[i].assign(size_t(2 * rows * kv_width(dim)) * size_of(dtype), 0);
+                scales[i].assign(size_t(2 * rows), 0.0f);
+                view.data = memory[i].data(), view.dtype = dtype, view.role = i == 0 ? KvRole::keys : KvRole::values;
+                view.heads = 2, view.head_dim = dim, view.rows = rows;
+                if (dtype == DType::i8) view.scales = scales[i].data();
+                const Sequence first{0, std::min(before, keys), 0, std::min(before, keys)};
+                device.store_kv(Tensor(kv.get(), keys, width), {&first, 1}, view);
+                const std::vector<char> untouched = memory[i];
+                const Sequence parts[] = {{0, 3, 128, 3}, {3, m, 128, keys}};
+                for (const Sequence& part : parts) device.store_kv(Tensor(kv.get(), keys, width), {&part, 1}, view);
+                const size_t head = memory[i].size() / 2, other = size_t(128 * kv_width(dim)) * size_of(dtype);
+                for (size_t at = 0; at < memory[i].size(); at += head)
+                    if (std::memcmp(memory[i].data() + at, untouched.data() + at, other) != 0) {
+                        std::printf("store_kv: wrote into another sequence, %zu bytes an element\n", size_of(dtype));
+                        failures++;
+                    }
+            }
+            KvView plain[2];
+            for (KvView& view : plain) view.data = kv.get(), view.stride = width;
+            plain[1].role = KvRole::values;
+            for (int variant = 0; variant < 4; variant++) {
                 AttentionParams params;
                 params.heads = heads, params.kv_heads = 2, params.head_dim = dim, params.scale = 0.1f, params.causal = true;
                 params.window = variant == 1 ? 2 : 0;
                 params.bias = variant == 2 ? bias.get() : nullptr;
                 params.bias_head_stride = m * keys;
+                params.softcap = variant == 3 ? 2.0f : 0.0f;
                 Guarded out(m, heads * dim);
-                device.attention(Tensor(q.get(), m, heads * dim), k_view, v_view, {&sequence, 1}, params, out.tensor());
+                Sequence sequence{0, m, 128, keys};
+                device.attention(Tensor(q.get(), m, heads * dim), views[0], views[1], {&sequence, 1}, params, out.tensor());
+                out.check("attention to a cache");
+                sequence.first_key = 0;
+                device.attention(Tensor(q.get(), m, heads * dim), plain[0], plain[1], {&sequence, 1}, params, out.tensor());
                 out.check("attention");
             }
         }

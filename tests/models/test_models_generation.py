@@ -80,6 +80,23 @@ def test_greedy(name: str, length: int, precision: str, engines: Engines, refere
     assert again.argmax(-1).tolist() == continuation
 
 
+@pytest.mark.parametrize("kv_cache", ("f32", "f16", "bf16", "int8"))
+@pytest.mark.parametrize("length", (20, 67))
+@pytest.mark.parametrize("name", ("llama", "gpt2"))
+def test_greedy_by_cache(name: str, length: int, kv_cache: str, engines: Engines, references: References) -> None:
+    ref = references.get(name)
+    if (name, length) not in _CHAINS:
+        _CHAINS[name, length] = clear_chain(ref.model64, length)
+    prompt, continuation, gap = _CHAINS[name, length]
+    # reference_error("high") is that of bfloat16, which rounds all by 2^-9 / sqrt(3) = 1.1e-3 (root mean square).
+    # int8 rounds keys and values alone, in steps of greatest / 127: with a greatest of 2 to 2.6 sigma, as heads of
+    # 16 to 64 normal numbers have, that is 2.6 / (127 sqrt(12)) = 5.9e-3 sigma: at most six times as much.
+    assert gap > (3 if kv_cache != "int8" else 6) * ref.reference_error("high").rms
+    model = engines.get(name, "high", kv_cache=kv_cache)
+    assert model.info["kv_cache"] == {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "int8": "int8"}[kv_cache]
+    assert model.generate_tokens(prompt, max_tokens=STEPS) == continuation
+
+
 @pytest.mark.parametrize("name", ("llama", "gpt2/nf4"))
 def test_streams_do_not_share_state(name: str, engines: Engines, references: References) -> None:
     """Two generations of one model, interleaved, say what each says alone."""

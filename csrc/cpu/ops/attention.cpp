@@ -1,130 +1,258 @@
 // softmax(q k^T) v with an online softmax over blocks of keys (Milakov and Gimelshein 2018, arXiv:1805.02867; blocked as in
 // FlashAttention, arXiv:2205.14135): no buffer of queries x keys. The heads of a group share the keys and values they load.
-#include "cpu/ops/float_tile.h"
+// Ranges of keys may be done apart and merged (Flash-Decoding): each gives its maximum, its sum of weights and its sum of values.
+//
+// The sums of a row run over dimensions and keys in the same order whatever rows are computed beside it.
+#include "cpu/ops/attention_tile.h"
 #include "cpu/ops/math.h"
+#include "cpu/ops/transpose.h"
 
 namespace halfbyte::cpu::HALFBYTE_ISA {
 namespace {
 
-constexpr int64_t kFewRows = 6;  // up to so many rows, transposing the keys costs more than it gains
+constexpr float kLog2E = 1.44269504f;
 
-/// [count][dim] of a cache -> float32 [count][padded], the padding zeroed.
-template <class Kind>
-inline void widen(const typename Kind::T* from, int64_t stride, int64_t count, int64_t dim, int64_t padded, float* to) {
-    for (int64_t i = 0; i < count; i++, from += stride, to += padded) {
-        int64_t k = 0;
-        for (; k + kF <= dim; k += kF) store(to + k, Kind::vector(from + k));
-        if (k < dim) store_tail(to + k, vector_tail<Kind>(from + k, dim - k), dim - k);
-        for (k = dim; k < padded; k++) to[k] = 0;
-    }
+/// Rows of the next tile. A few sizes only: each is a pair of functions per kind of cache.
+inline int tile_rows(int64_t left) {
+    constexpr int kSizes[] = {12, 8, 6, 4, 3, 2};
+    for (const int size : kSizes)
+        if (size <= kSums16 && size <= left) return size;
+    return 1;
 }
 
-/// Scores of one row against keys [first, last) of the block -> exp(score - maximum) in place, zero for the others. Returns
-/// their sum; `maximum` is raised, and `shrink` says by what the earlier sums must be multiplied.
-inline float softmax_step(const AttentionTask& t, float* scores, const float* bias, int64_t first, int64_t last,
-                          float& maximum, float& shrink) {
-    shrink = 1;
+/// Vectors of a tile of so many rows: 1, 2 or 4, which divide a block of keys.
+constexpr int tile_vectors(int rows) { return kSums16 / rows >= 4 ? 4 : kSums16 / rows >= 2 ? 2 : 1; }
+
+struct Work {
+    float* scores;   // [kMostAttentionRows][kScoreBlock]
+    float* queries;  // tiles of [head_dim][rows of the tile], scaled
+    float* sums;     // [rows][padded] sums of weighted values
+    float* maxima;   // [rows] of the scores so far
+    float* weights;  // [rows] sums of the weights so far
+    int64_t padded;  // whole_vectors(head_dim)
+};
+
+/// Keys that query i sees: [low, high), within the range of the task.
+inline int64_t low_key(const AttentionTask& t, int64_t i) {
+    return t.window > 0 ? max_of(t.first_key, t.first_position + i + 1 - t.window) : t.first_key;
+}
+inline int64_t high_key(const AttentionTask& t, int64_t i) {
+    return t.causal || t.window > 0 ? min_of(t.last_key, t.first_position + i + 1) : t.last_key;
+}
+
+/// Scores of one row against keys [first, last) of [begin, end), whole vectors -> their weights exp(score - maximum) in place,
+/// zero for keys outside. Raises `maximum`, updates `sum`; returns by what earlier sums must be multiplied.
+template <class Kv>
+inline float softmax_step(const AttentionTask& t, float* scores, int64_t begin, int64_t end, int64_t first, int64_t last,
+                          const float* bias, const float* k_scales, const float* v_scales, float& maximum, float& sum) {
+    if constexpr (Kv::kScaled)
+        for (int64_t i = begin; i < end; i += kF) store(scores + i, load(scores + i) * load(k_scales + i));
     if (t.softcap > 0) {
         const F cap = set(t.softcap), inverse = set(1.0f / t.softcap);
-        for (int64_t i = 0; i < kKeyBlock; i += kF) store(scores + i, cap * vtanh(load(scores + i) * inverse));
+        for (int64_t i = begin; i < end; i += kF) store(scores + i, cap * vtanh(load(scores + i) * inverse));
     }
     if (bias != nullptr)
         for (int64_t i = first; i < last; i++) scores[i] += bias[i];
-    for (int64_t i = 0; i < first; i++) scores[i] = -HUGE_VALF;
-    for (int64_t i = last; i < kKeyBlock; i++) scores[i] = -HUGE_VALF;
-    F peaks = set(-HUGE_VALF);
-    for (int64_t i = 0; i < kKeyBlock; i += kF) peaks = vmax(load(scores + i), peaks);  // keeps `peaks` where a score is NaN
-    const float peak = max_of(reduce_max(peaks), maximum);
+    for (int64_t i = begin; i < first; i++) scores[i] = -HUGE_VALF;
+    for (int64_t i = last; i < end; i++) scores[i] = -HUGE_VALF;
+    F peaks = set(maximum);
+    for (int64_t i = begin; i < end; i += kF) peaks = vmax(load(scores + i), peaks);  // keeps `peaks` where a score is NaN
+    const float peak = reduce_max(peaks);
+    float shrink = 1;
+    F total = zero();
     if (peak == -HUGE_VALF) {  // nothing visible so far: all weights are zero, unless a score is NaN
-        F any = zero();
-        for (int64_t i = 0; i < kKeyBlock; i += kF) {
-            const F s = load(scores + i);
-            const F weight = select_less(s, set(0.0f), zero(), s - s);
+        for (int64_t i = begin; i < end; i += kF) {
+            const F s = load(scores + i), weight = select_less(s, zero(), zero(), s - s);
             store(scores + i, weight);
-            any = any + weight;
+            total = total + weight;
         }
-        return reduce_add(any);
+    } else {
+        // exp(s - peak) = 2^(s log2(e) - rounded(peak log2(e))): what rounding does to the second term is the same factor for
+        // every weight, as long as `shrink` is made from the same rounded terms.
+        const float base = peak * kLog2E, before = maximum * kLog2E;
+        if (before != base) {
+            float lanes[kF];
+            store(lanes, vexp2(set(before - base)));
+            shrink = lanes[0];
+        }
+        const F factor = set(kLog2E), offset = set(-base);
+        for (int64_t i = begin; i < end; i += kF) {
+            const F weight = vexp2(fma(load(scores + i), factor, offset));
+            if constexpr (Kv::kScaled) {
+                // A key outside has a weight of zero, and perhaps no scale yet.
+                store(scores + i, select_less(zero(), weight, weight * load(v_scales + i), weight));
+            } else {
+                store(scores + i, weight);
+            }
+            total = total + weight;
+        }
     }
-    if (peak > maximum) shrink = maximum == -HUGE_VALF ? 0 : expf(maximum - peak);
     maximum = peak;
-    F sum = zero();
-    for (int64_t i = 0; i < kKeyBlock; i += kF) {
-        const F weight = vexp(load(scores + i) - set(peak));
-        store(scores + i, weight);
-        sum = sum + weight;
-    }
-    return reduce_add(sum);
+    sum = sum * shrink + reduce_add(total);
+    return shrink;
 }
 
-template <class Kind>
-inline void attend(const AttentionTask& t) {
-    const int64_t dim = t.head_dim, padded = (dim + 15) / 16 * 16, rows = t.queries * t.group;
-    float* keys = t.scratch;                       // [64][padded], or transposed [64 / 16][dim][16]
-    float* values = keys + kKeyBlock * padded;     // [64][padded]
-    float* queries = values + kKeyBlock * padded;  // [rows][padded], scaled
-    float* acc = queries + rows * padded;          // [rows][padded]
-    float* scores = acc + rows * padded;           // [rows][64]
-    float* maxima = scores + rows * kKeyBlock;     // [rows]
-    float* sums = maxima + (rows + 15) / 16 * 16;  // [rows]
-    // Row r is query r / group, head r % group.
-    for (int64_t r = 0; r < rows; r++) {
-        const float* q = t.q + r / t.group * t.q_stride + r % t.group * dim;
-        for (int64_t i = 0; i < padded; i++) queries[r * padded + i] = i < dim ? q[i] * t.scale : 0, acc[r * padded + i] = 0;
-        maxima[r] = -HUGE_VALF, sums[r] = 0;
-    }
-    // Keys that query i sees: [low(i), high(i)).
-    const auto high = [&](int64_t i) {
-        return t.causal || t.window > 0 ? min_of(t.keys, t.first_position + i + 1) : t.keys;
-    };
-    const auto low = [&](int64_t i) {
-        return t.window > 0 ? max_of(int64_t(0), t.first_position + i + 1 - t.window) : int64_t(0);
-    };
-    const auto* k_data = static_cast<const typename Kind::T*>(t.k);
-    const auto* v_data = static_cast<const typename Kind::T*>(t.v);
-    const int64_t end = high(t.queries - 1);
-    for (int64_t block = low(0) / kKeyBlock * kKeyBlock; block < end; block += kKeyBlock) {
-        const int64_t count = min_of(kKeyBlock, end - block);
-        const auto* k = k_data + block * t.k_stride;
-        if (rows <= kFewRows) {
-            dot_products<Kind>(k, t.k_stride, count, queries, padded, rows, dim, scores, kKeyBlock);
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t i = count; i < kKeyBlock; i++) scores[r * kKeyBlock + i] = 0;
+/// Keys block .. block + kScoreBlock for kRows rows from `row` on.
+template <class Kv, int kRows>
+void attend_tile(const AttentionTask& t, const Work& work, int64_t block, int64_t row) {
+    constexpr int kVectors = tile_vectors(kRows);
+    const int64_t first_query = row / t.group, last_query = (row + kRows - 1) / t.group, dim = t.head_dim;
+    const int64_t from = max_of(low_key(t, first_query) - block, 0);
+    const int64_t to = min_of(high_key(t, last_query) - block, kScoreBlock);
+    if (from >= to) return;
+    const int64_t begin = from / 16 * 16, end = whole_vectors(to);
+
+    const auto* k = static_cast<const typename Kv::T*>(t.k);
+    for (int64_t i = begin; i < end;) {
+        const auto* keys = k + (block + i) / kKeyBlock * kKeyBlock * dim + i % kKeyBlock;
+        if (i % (16 * kVectors) == 0 && i + 16 * kVectors <= end) {
+            score_tile<Kv, kRows, kVectors>(keys, work.queries + row * dim, dim, work.scores + i);
+            i += 16 * kVectors;
         } else {
-            for (int64_t i = 0; i < rows * kKeyBlock; i++) scores[i] = 0;
-            for (int64_t c = 0; c < count; c += kPanelRows) {
-                transpose_panel<Kind>(k + c * t.k_stride, t.k_stride, min_of(kPanelRows, count - c), dim, keys);
-                outer_products(keys, kPanelRows, queries, padded, rows, dim, scores + c, kKeyBlock);
-            }
+            score_tile<Kv, kRows, 1>(keys, work.queries + row * dim, dim, work.scores + i);
+            i += 16;
         }
-        for (int64_t r = 0; r < rows; r++) {
-            const int64_t i = r / t.group;
-            const int64_t first = min_of(max_of(low(i) - block, int64_t(0)), kKeyBlock);
-            const int64_t last = max_of(first, min_of(high(i) - block, kKeyBlock));
-            const float* bias = t.bias == nullptr ? nullptr : t.bias + r % t.group * t.bias_head_stride + i * t.keys + block;
-            float shrink;
-            const float sum = softmax_step(t, scores + r * kKeyBlock, bias, first, last, maxima[r], shrink);
-            sums[r] = sums[r] * shrink + sum;
-            if (shrink != 1)
-                for (int64_t d = 0; d < padded; d += kPanelRows) {
-                    float* a = acc + r * padded + d;
-                    store16(a, mul(load16(a), set(shrink)));
-                }
-        }
-        widen<Kind>(v_data + block * t.v_stride, t.v_stride, count, dim, padded, values);
-        for (int64_t d = 0; d < padded; d += kPanelRows)
-            outer_products(values + d, padded, scores, kKeyBlock, rows, count, acc + d, padded);
     }
+
+    float shrink[kRows];
+    int64_t query = first_query, head = row % t.group;
+    for (int r = 0; r < kRows; r++) {
+        const int64_t first = min_of(max_of(low_key(t, query) - block, begin), end);
+        const int64_t last = max_of(first, min_of(high_key(t, query) - block, end));
+        const float* bias = t.bias == nullptr ? nullptr : t.bias + head * t.bias_head_stride + query * t.keys + block;
+        shrink[r] = softmax_step<Kv>(t, work.scores + r * kScoreBlock, begin, end, first, last, bias,
+                                     Kv::kScaled ? t.k_scales + block : nullptr, Kv::kScaled ? t.v_scales + block : nullptr,
+                                     work.maxima[row + r], work.weights[row + r]);
+        if (++head == t.group) head = 0, query++;
+    }
+
+    const auto* v = static_cast<const typename Kv::T*>(t.v);
+    for (int64_t i = from; i < to;) {
+        const int64_t place = i % kKeyBlock, count = min_of(kKeyBlock - place, to - i);
+        for (int64_t part = 0; part < work.padded; part += kValueColumns) {
+            const int64_t columns = min_of(kValueColumns, work.padded - part);
+            const auto* values = v + (block + i - place) * work.padded + kKeyBlock * part + place * columns;
+            float* out = work.sums + row * work.padded + part;
+            int64_t d = 0;
+            for (; d + 16 * kVectors <= columns; d += 16 * kVectors)
+                value_tile<Kv, kRows, kVectors>(values + d, columns, count, work.scores + i, shrink, out + d, work.padded);
+            for (; d < columns; d += 16)
+                value_tile<Kv, kRows, 1>(values + d, columns, count, work.scores + i, shrink, out + d, work.padded);
+        }
+        for (float& factor : shrink) factor = 1;
+        i += count;
+    }
+}
+
+/// `size` <= kMostAttentionRows rows from `row` on -> [head_dim][size], scaled. Writes up to kF floats behind that.
+inline void pack_queries(const AttentionTask& t, int64_t row, int64_t size, float* out) {
+    const float* rows[kMostAttentionRows];
+    int64_t query = row / t.group, head = row % t.group;
+    for (int64_t r = 0; r < size; r++) {
+        rows[r] = t.q + query * t.q_stride + head * t.head_dim;
+        if (++head == t.group) head = 0, query++;
+    }
+    if (size <= 4) {  // as when decoding: a transposition would be mostly of zeros
+        for (int64_t r = 0; r < size; r++)
+            for (int64_t d = 0; d < t.head_dim; d++) out[d * size + r] = t.scale * rows[r][d];
+        return;
+    }
+    const F scale = set(t.scale);
+    for (int64_t d = 0; d < t.head_dim; d += kF) {
+        const int64_t n = min_of(kF, t.head_dim - d);
+        F v[kF];
+        for (int64_t r = 0; r < kF; r++)
+            v[r] = r >= size ? zero() : scale * (n == kF ? load(rows[r] + d) : load_tail(rows[r] + d, n));
+        transpose(v);
+        for (int64_t i = 0; i < n; i++) store(out + (d + i) * size, v[i]);
+    }
+}
+
+template <class Kv>
+inline void attend(const AttentionTask& t) {
+    const int64_t dim = t.head_dim, padded = whole_vectors(dim), rows = t.queries * t.group;
+    Work work;
+    work.padded = padded;
+    work.scores = t.scratch;
+    work.queries = work.scores + kMostAttentionRows * kScoreBlock;
+    work.sums = work.queries + whole_vectors(rows * dim);
+    work.maxima = work.sums + rows * padded;
+    work.weights = work.maxima + whole_vectors(rows);
+    if (t.partial != nullptr) {
+        work.sums = t.partial;
+        work.maxima = work.sums + rows * padded;
+        work.weights = work.maxima + whole_vectors(rows);
+    }
+    // Row r is query r / group, head r % group.
+    for (int64_t row = 0; row < rows;) {
+        const int64_t size = tile_rows(rows - row);
+        pack_queries(t, row, size, work.queries + row * dim);
+        row += size;
+    }
+    for (int64_t i = 0; i < rows * padded; i++) work.sums[i] = 0;
+    for (int64_t r = 0; r < rows; r++) work.maxima[r] = -HUGE_VALF, work.weights[r] = 0;
+
+    const int64_t end = high_key(t, t.queries - 1);
+    for (int64_t block = low_key(t, 0) / kScoreBlock * kScoreBlock; block < end; block += kScoreBlock)
+        for (int64_t row = 0; row < rows;) {
+            const int size = tile_rows(rows - row);
+            switch (size) {
+                case 12:
+                    if constexpr (kSums16 >= 12) attend_tile<Kv, 12>(t, work, block, row);
+                    break;
+                case 8:
+                    if constexpr (kSums16 >= 8) attend_tile<Kv, 8>(t, work, block, row);
+                    break;
+                case 6:
+                    if constexpr (kSums16 >= 6) attend_tile<Kv, 6>(t, work, block, row);
+                    break;
+                case 4:
+                    if constexpr (kSums16 >= 4) attend_tile<Kv, 4>(t, work, block, row);
+                    break;
+                case 3:
+                    if constexpr (kSums16 >= 3) attend_tile<Kv, 3>(t, work, block, row);
+                    break;
+                case 2: attend_tile<Kv, 2>(t, work, block, row); break;
+                default: attend_tile<Kv, 1>(t, work, block, row); break;
+            }
+            row += size;
+        }
+
+    if (t.partial != nullptr) return;
     for (int64_t r = 0; r < rows; r++) {
         float* out = t.out + r / t.group * t.out_stride + r % t.group * dim;
         // A row that saw nothing has a sum of zero and gives zeros.
-        const float inverse = sums[r] == 0 ? 0 : 1.0f / sums[r];
-        for (int64_t i = 0; i < dim; i++) out[i] = acc[r * padded + i] * inverse;
+        const float inverse = work.weights[r] == 0 ? 0 : 1.0f / work.weights[r];
+        for (int64_t d = 0; d < dim; d++) out[d] = work.sums[r * padded + d] * inverse;
     }
 }
 
 }  // namespace
 
-void attention_f32(const AttentionTask& task) { attend<AsF32>(task); }
-void attention_f16(const AttentionTask& task) { attend<AsF16>(task); }
+void attention_f32(const AttentionTask& task) { attend<KvF32>(task); }
+void attention_f16(const AttentionTask& task) { attend<KvF16>(task); }
+void attention_bf16(const AttentionTask& task) { attend<KvBf16>(task); }
+void attention_i8(const AttentionTask& task) { attend<KvI8>(task); }
+
+void merge_attention(const float* parts, int64_t count, int64_t queries, int64_t group, int64_t head_dim, float* out,
+                     int64_t out_stride) {
+    const int64_t rows = queries * group, padded = whole_vectors(head_dim), size = partial_size(rows, head_dim);
+    const int64_t maxima = rows * padded, weights = maxima + whole_vectors(rows);
+    for (int64_t r = 0; r < rows; r++) {
+        float* to = out + r / group * out_stride + r % group * head_dim;
+        float peak = -HUGE_VALF, sum = 0;
+        for (int64_t c = 0; c < count; c++) peak = max_of(parts[c * size + maxima + r], peak);
+        for (int64_t d = 0; d < head_dim; d++) to[d] = 0;
+        for (int64_t c = 0; c < count; c++) {
+            const float* part = parts + c * size;
+            const float before = part[maxima + r] * kLog2E, base = peak * kLog2E;
+            const float factor = part[maxima + r] == peak ? 1.0f : exp2f(before - base);
+            sum += part[weights + r] * factor;
+            for (int64_t d = 0; d < head_dim; d++) to[d] += part[r * padded + d] * factor;
+        }
+        const float inverse = sum == 0 ? 0 : 1.0f / sum;
+        for (int64_t d = 0; d < head_dim; d++) to[d] *= inverse;
+    }
+}
 
 }  // namespace halfbyte::cpu::HALFBYTE_ISA

@@ -1,4 +1,4 @@
-// Sums, maxima, rotary embedding, conversion to f16.
+// Sums, maxima, rotary embedding.
 #include "cpu/ops/ops.h"
 
 namespace halfbyte::cpu::HALFBYTE_ISA {
@@ -45,16 +45,6 @@ void rope_interleaved(float* x, const float* cosines, const float* sines, int64_
         const float a = x[2 * i], b = x[2 * i + 1];
         x[2 * i] = a * cosines[i] - b * sines[i];
         x[2 * i + 1] = b * cosines[i] + a * sines[i];
-    }
-}
-
-void to_f16(const float* x, uint16_t* out, int64_t n) {
-    int64_t i = 0;
-    for (; i + kF <= n; i += kF) store_f16(out + i, load(x + i));
-    if (i < n) {
-        uint16_t lanes[kF];
-        store_f16(lanes, load_tail(x + i, n - i));
-        for (int64_t j = i; j < n; j++) out[j] = lanes[j - i];
     }
 }
 

@@ -36,7 +36,10 @@ const Kernels kKernels = {
     .float_gemm = {float_gemm_f32, float_gemm_f16, float_gemm_bf16},
     .lora_inner = {lora_inner_f32, lora_inner_f16, lora_inner_bf16},
     .lora_outer = {lora_outer_f32, lora_outer_f16, lora_outer_bf16},
-    .attention = {attention_f32, attention_f16},
+    .attention = {attention_f32, attention_f16, attention_bf16, attention_i8},
+    .merge_attention = merge_attention,
+    .store_keys = {store_keys_f32, store_keys_f16, store_keys_bf16, store_keys_i8},
+    .store_values = {store_values_f32, store_values_f16, store_values_bf16, store_values_i8},
     .layer_norm = layer_norm,
     .rms_norm = rms_norm,
     .activation = &kActivationKernels,
@@ -47,7 +50,6 @@ const Kernels kKernels = {
     .sum_of_squares = sum_of_squares,
     .rope_half = rope_half,
     .rope_interleaved = rope_interleaved,
-    .to_f16 = to_f16,
 };
 
 }  // namespace halfbyte::cpu::HALFBYTE_ISA

@@ -22,6 +22,19 @@ inline F vexp(F x) {
     return times_power(fma(p, r * r, r) + set(1.0f), n);
 }
 
+/// 2^x for x up to 127, 2 ulp; 0 below -150, NaN for NaN.
+inline F vexp2(F x) {
+    x = vmax(set(-150.0f), x);
+    const F n = round_even(x), f = x - n;
+    F p = set(1.535336196e-4f);
+    p = fma(p, f, set(1.339887502e-3f));
+    p = fma(p, f, set(9.618436918e-3f));
+    p = fma(p, f, set(5.550332367e-2f));
+    p = fma(p, f, set(2.402264774e-1f));
+    p = fma(p, f, set(6.931471825e-1f));
+    return times_power(fma(p, f, set(1.0f)), n);
+}
+
 /// tanh(x), 3 ulp: a polynomial below 0.625, 1 - 2 / (e^2x + 1) above.
 inline F vtanh(F x) {
     const F a = vabs(x), z = x * x;

@@ -69,8 +69,15 @@ using LoraOuter = void(const void* b, const float* inner, int64_t inner_stride, 
 LoraInner lora_inner_f32, lora_inner_f16, lora_inner_bf16;
 LoraOuter lora_outer_f32, lora_outer_f16, lora_outer_bf16;
 // attention.cpp
-void attention_f32(const AttentionTask& task);
-void attention_f16(const AttentionTask& task);
+using Attention = void(const AttentionTask& task);
+Attention attention_f32, attention_f16, attention_bf16, attention_i8;
+void merge_attention(const float* parts, int64_t count, int64_t queries, int64_t group, int64_t head_dim, float* out,
+                     int64_t out_stride);
+// kv_store.cpp
+using StoreKv = void(const float* x, int64_t x_stride, int64_t count, int64_t head_dim, int64_t first, void* to,
+                     float* scales);
+StoreKv store_keys_f32, store_keys_f16, store_keys_bf16, store_keys_i8;
+StoreKv store_values_f32, store_values_f16, store_values_bf16, store_values_i8;
 // activation.cpp
 extern const Activations kActivationKernels;
 // norm.cpp
@@ -84,6 +91,5 @@ void maximum(float* x, const float* y, int64_t n);
 void scale_by(float* x, float factor, int64_t n);
 void rope_half(float* x, const float* cosines, const float* sines, int64_t half);
 void rope_interleaved(float* x, const float* cosines, const float* sines, int64_t half);
-void to_f16(const float* x, uint16_t* out, int64_t n);
 
 }  // namespace halfbyte::cpu::HALFBYTE_ISA

@@ -75,6 +75,9 @@ HB_API int hb_options_set_precision(hb_options* options, const char* precision) 
 /* "" (the default: the values of the file), or the format to which float weights are rounded: "nf4", "fp4", "int8", "bf16",
  * "f16" */
 HB_API int hb_options_set_quantize(hb_options* options, const char* format) HB_NOEXCEPT;
+/* what generations keep of the tokens read: "f16", "bf16", "f32", "int8" (one scale for each head and token), or "" (the
+ * default: f16, and f32 with precision "float32") */
+HB_API int hb_options_set_kv_cache(hb_options* options, const char* dtype) HB_NOEXCEPT;
 /* callback may be NULL: none */
 HB_API int hb_options_set_progress(hb_options* options, hb_progress_callback callback, void* user) HB_NOEXCEPT;
 

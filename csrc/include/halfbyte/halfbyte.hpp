@@ -54,6 +54,7 @@ public:
     Options& threads(int count) { return check(hb_options_set_threads(get(), count)), *this; }
     Options& precision(const std::string& name) { return check(hb_options_set_precision(get(), name.c_str())), *this; }
     Options& quantize(const std::string& format) { return check(hb_options_set_quantize(get(), format.c_str())), *this; }
+    Options& kv_cache(const std::string& dtype) { return check(hb_options_set_kv_cache(get(), dtype.c_str())), *this; }
     hb_options* get() const noexcept { return handle_.get(); }
 
 private:

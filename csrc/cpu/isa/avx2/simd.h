@@ -66,6 +66,7 @@ inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), 
 constexpr int kTileRows = 6;  // 12 accumulators, 2 of weights, 1 broadcast, 1 product: the 16 registers
 constexpr int kTilePanels = 1;
 constexpr int kDirectRows = 2;  // activation rows that eat codes as they are unpacked
+constexpr int kSums16 = 6;
 
 struct F16 {
     __m256 a, b;
@@ -74,6 +75,12 @@ inline F16 load16(const float* p) { return {load(p), load(p + 8)}; }
 inline void store16(float* p, F16 v) { store(p, v.a), store(p + 8, v.b); }
 inline F16 zero16() { return {zero(), zero()}; }
 inline F16 load16_f16(const uint16_t* p) { return {load_f16(p), load_f16(p + 8)}; }
+inline F16 load16_bf16(const uint16_t* p) { return {load_bf16(p), load_bf16(p + 8)}; }
+inline F16 load16_i8(const int8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
 inline F16 add(F16 x, F16 y) { return {x.a + y.a, x.b + y.b}; }
 inline F16 mul(F16 x, F16 y) { return {x.a * y.a, x.b * y.b}; }
 inline F16 mul(F16 x, F y) { return {x.a * y, x.b * y}; }

@@ -57,12 +57,17 @@ inline void prefetch(const void* p) { __builtin_prefetch(p); }
 constexpr int kTileRows = 6;  // 12 sums of integers, 12 of floats, 2 of weights, 1 broadcast of the 32 registers
 constexpr int kTilePanels = 2;
 constexpr int kDirectRows = 8;
+constexpr int kSums16 = 24;
 
 using F16 = __m512;
 inline F16 load16(const float* p) { return load(p); }
 inline void store16(float* p, F16 v) { store(p, v); }
 inline F16 zero16() { return zero(); }
 inline F16 load16_f16(const uint16_t* p) { return load_f16(p); }
+inline F16 load16_bf16(const uint16_t* p) { return load_bf16(p); }
+inline F16 load16_i8(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 inline F16 add(F16 x, F16 y) { return x + y; }
 inline F16 mul(F16 x, F16 y) { return x * y; }
 

@@ -104,6 +104,7 @@ inline void prefetch(const void* p) { __builtin_prefetch(p); }
 constexpr int kTileRows = 2;    ///< Rows of activations whose accumulators fit in registers, in panel_linear and float_gemm.
 constexpr int kTilePanels = 1;  ///< Panels that share a broadcast of activations in a tile.
 constexpr int kDirectRows = 1;  ///< Up to so many rows, codes are unpacked in registers and not into a buffer.
+constexpr int kSums16 = 2;      ///< F16 accumulators that fit in registers beside what is added to them, in attention.
 
 /// 16 floats, one per row of a panel.
 struct F16 {
@@ -115,6 +116,12 @@ inline void store16(float* p, F16 x) {
 }
 inline F16 zero16() { return {}; }
 inline F16 load16_f16(const uint16_t* p) { return {{load_f16(p), load_f16(p + 4), load_f16(p + 8), load_f16(p + 12)}}; }
+inline F16 load16_bf16(const uint16_t* p) { return {{load_bf16(p), load_bf16(p + 4), load_bf16(p + 8), load_bf16(p + 12)}}; }
+inline F16 load16_i8(const int8_t* p) {  // 16 integers in -128..127
+    F16 x;
+    for (int i = 0; i < 16; i++) x.v[i / 4][i % 4] = float(p[i]);
+    return x;
+}
 inline F16 add(F16 x, F16 y) {
     for (int i = 0; i < 4; i++) x.v[i] += y.v[i];
     return x;

@@ -146,6 +146,9 @@ struct __m128i {
 };
 using __mmask32 = uint32_t;
 inline __m128i _mm_loadu_si128(const __m128i* p) { return read<__m128i>(p); }
+inline __m512i _mm512_cvtepi8_epi32(__m128i a) {
+    return each_int([=](int i) { return int32_t(int8_t(a.v[i])); });
+}
 inline __m256i _mm256_cvtepu8_epi16(__m128i a) {
     __m256i r;
     for (int i = 0; i < 16; i++) r.v[i] = a.v[i];
