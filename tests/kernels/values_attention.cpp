@@ -73,16 +73,18 @@ Expected reference(const Inputs& in) {
 
 void attention(const std::vector<Subject>& subjects, int64_t m, int64_t dim) {
     for (const int64_t heads : {2, 6})
-        for (const DType dtype : {DType::f32, DType::f16}) {
+        for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
             Inputs in;
             in.m = m, in.keys = m + 3, in.dim = dim;
             in.q = random_floats(m * heads * dim);
             std::vector<float> k = random_floats(in.keys * kKvHeads * dim), v = random_floats(in.keys * kKvHeads * dim);
             const std::vector<float> bias = random_floats(heads * m * in.keys);
             in.k = k, in.v = v;
-            if (dtype == DType::f16)
-                for (std::vector<float>* stored : {&in.k, &in.v})
-                    for (float& value : *stored) value = f16_to_f32(f32_to_f16(value));
+            for (std::vector<float>* stored : {&in.k, &in.v})
+                for (float& value : *stored)
+                    value = dtype == DType::f16    ? f16_to_f32(f32_to_f16(value))
+                            : dtype == DType::bf16 ? bf16_to_f32(f32_to_bf16(value))
+                                                   : value;
             for (const char* variant : {"full", "causal", "window", "softcap", "bias"}) {
                 const std::string name = variant;
                 AttentionParams& p = in.params;
@@ -95,14 +97,20 @@ void attention(const std::vector<Subject>& subjects, int64_t m, int64_t dim) {
                 p.bias_head_stride = m * in.keys;
                 const Expected expected = reference(in);
                 for (const Subject& s : subjects) {
-                    std::vector<char> k_memory(k.size() * size_of(dtype)), v_memory(k_memory.size());
-                    const KvView k_view{k_memory.data(), dtype, kKvHeads * dim},
-                        v_view{v_memory.data(), dtype, kKvHeads * dim};
+                    // A cache of kKvHeads heads whose only sequence begins at key 0.
+                    const int64_t rows = (in.keys + kKvBlock - 1) / kKvBlock * kKvBlock;
                     const Sequence stored{0, in.keys, 0, in.keys}, asked{0, m, 0, in.keys};
-                    s.device->store_kv(Tensor(k.data(), in.keys, kKvHeads * dim), {&stored, 1}, k_view);
-                    s.device->store_kv(Tensor(v.data(), in.keys, kKvHeads * dim), {&stored, 1}, v_view);
+                    std::vector<char> memory[2];
+                    KvView views[2];
+                    for (int i = 0; i < 2; i++) {
+                        memory[i].resize(size_t(kKvHeads * rows * kv_width(dim)) * size_of(dtype));
+                        KvView& view = views[i];
+                        view.data = memory[i].data(), view.dtype = dtype, view.role = i == 0 ? KvRole::keys : KvRole::values;
+                        view.heads = kKvHeads, view.head_dim = dim, view.rows = rows;
+                        s.device->store_kv(Tensor((i == 0 ? k : v).data(), in.keys, kKvHeads * dim), {&stored, 1}, view);
+                    }
                     std::vector<float> found(size_t(m * heads * dim));
-                    s.device->attention(Tensor(in.q.data(), m, heads * dim), k_view, v_view, {&asked, 1}, p,
+                    s.device->attention(Tensor(in.q.data(), m, heads * dim), views[0], views[1], {&asked, 1}, p,
                                         Tensor(found.data(), m, heads * dim));
                     compare(s, "attention " + name, found, expected);
                 }

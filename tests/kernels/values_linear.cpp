@@ -166,7 +166,7 @@ void lora(const std::vector<Subject>& subjects, int64_t m, int64_t k, int64_t n)
     constexpr DType kDTypes[2][2] = {{DType::f32, DType::f32}, {DType::f16, DType::bf16}};
     std::vector<float> matrices[2][2];   // of adapter i: A [rank, k], B [n, rank], as float32
     std::vector<uint16_t> halves[2][2];  // the same as stored, where that is half a float
-    std::vector<LoraFactors> factors;
+    std::vector<LoraMatrices> adapters;
     for (int i = 0; i < 2; i++) {
         const void* stored[2];
         for (int j = 0; j < 2; j++) {
@@ -181,7 +181,7 @@ void lora(const std::vector<Subject>& subjects, int64_t m, int64_t k, int64_t n)
             }
             stored[j] = halves[i][j].data();
         }
-        factors.push_back({stored[0], stored[1], kDTypes[i][0], kDTypes[i][1], kRanks[i], kScales[i]});
+        adapters.push_back({stored[0], stored[1], kDTypes[i][0], kDTypes[i][1], kRanks[i], k, n, kScales[i]});
     }
     std::vector<float> x = random_floats(m * k);
     const std::vector<float> before = random_floats(m * n);
@@ -206,6 +206,8 @@ void lora(const std::vector<Subject>& subjects, int64_t m, int64_t k, int64_t n)
         }
     for (const Subject& s : subjects) {
         std::vector<float> found = before;
+        const LoraFactors first = s.device->upload_lora(adapters[0]), second = s.device->upload_lora(adapters[1]);
+        const LoraFactors* const factors[] = {&first, &second};
         s.device->lora(Tensor(x.data(), m, k), factors, rows.data(), Tensor(found.data(), m, n));
         compare(s, "lora " + std::to_string(k), found, y);
     }
