@@ -19,9 +19,8 @@ BatchDecoder::BatchDecoder(std::shared_ptr<const Engine> engine, int64_t sequenc
     if (info.max_positions > 0 && capacity > info.max_positions)
         fail(ErrorCode::invalid_argument, "decoder: a capacity of ", capacity, " tokens is more than the ",
              info.max_positions, " positions of this model");
-    cache_ = std::make_unique<KvCache>(engine_->device(),
-                                       KvFormat{engine_->cache_dtype(), info.layers, info.kv_heads, info.head_dim}, sequences,
-                                       capacity);
+    cache_ = std::make_unique<KvCache>(
+        engine_->device(), KvFormat{engine_->cache_dtype(), info.layers, info.kv_heads, info.head_dim}, sequences, capacity);
     cached_.resize(size_t(sequences));
     logits_.resize(size_t(sequences * info.vocab_size));
 }
