@@ -47,6 +47,7 @@ inline void prefetch(const void* p) { __builtin_prefetch(p); }
 // --- panels of 16 rows --------------------------------------------------------------------------------------------
 constexpr int kTileRows = 6;  // 24 accumulators, 4 of weights, 1 of activations: 29 of 32 registers
 constexpr int kTilePanels = 1;
+constexpr int kSums16 = 6;
 constexpr int kDirectRows = 2;  // 8 accumulators beside the 16 registers of an unpacked group
 
 struct F16 {
@@ -58,6 +59,13 @@ inline void store16(float* p, F16 x) {
 }
 inline F16 zero16() { return {{zero(), zero(), zero(), zero()}}; }
 inline F16 load16_f16(const uint16_t* p) { return {{load_f16(p), load_f16(p + 4), load_f16(p + 8), load_f16(p + 12)}}; }
+inline F16 load16_bf16(const uint16_t* p) { return {{load_bf16(p), load_bf16(p + 4), load_bf16(p + 8), load_bf16(p + 12)}}; }
+inline F16 load16_i8(const int8_t* p) {
+    const int8x16_t bytes = vld1q_s8(p);
+    const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_high_s8(bytes);
+    return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_high_s16(low)),
+             vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_high_s16(high))}};
+}
 inline F16 add(F16 x, F16 y) {
     for (int i = 0; i < 4; i++) x.v[i] += y.v[i];
     return x;
