@@ -37,7 +37,8 @@ KvCache::KvCache(Device& device, const KvFormat& format, int64_t slots, int64_t 
     : device_(device), format_(format), slots_(slots), capacity_((capacity + kKvBlock - 1) / kKvBlock * kKvBlock) {
     const DType dtype = format.dtype;
     if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16 && dtype != DType::i8)
-        fail(ErrorCode::invalid_argument, "KV cache: expected float32, float16, bfloat16 or int8, found ", name_of(dtype));
+        fail(ErrorCode::invalid_argument, "KV cache: expected float32, float16, bfloat16 or integers of 8 bits, found ",
+             name_of(dtype));
     const size_t rows = size_t(2 * format.layers * format.heads * slots * capacity_);
     buffer_ = device.allocate(rows * size_t(kv_width(format.head_dim)) * size_of(dtype));
     if (dtype == DType::i8) scales_ = device.allocate(rows * sizeof(float));

@@ -8,7 +8,7 @@ namespace halfbyte {
 
 BatchDecoder::BatchDecoder(std::shared_ptr<const Engine> engine, int64_t sequences, int64_t capacity,
                            std::shared_ptr<const Adapter> adapter)
-    : engine_(std::move(engine)), adapter_(std::move(adapter)) {
+    : engine_(std::move(engine)), adapter_(std::move(adapter)), capacity_(capacity) {
     const ModelInfo& info = engine_->info();
     if (!info.causal || !info.has_logits)
         fail(ErrorCode::unsupported, "decoder: this ", info.architecture,
@@ -45,9 +45,9 @@ void BatchDecoder::extend(std::span<const int32_t> tokens, std::span<const int64
         if (length < 1 || length > int64_t(tokens.size()) - rows)
             fail(ErrorCode::invalid_argument, "decoder: sequence ", s, ": expected 1 or more tokens, of which ",
                  int64_t(tokens.size()) - rows, " are left, found a length of ", length);
-        if (length > cache_->capacity() - cached_[s])
-            fail(ErrorCode::invalid_argument, "decoder: sequence ", s, " has ", cached_[s], " tokens of ",
-                 cache_->capacity(), ", and ", length, " more do not fit: make the decoder with a larger capacity");
+        if (length > capacity_ - cached_[s])
+            fail(ErrorCode::invalid_argument, "decoder: sequence ", s, " has ", cached_[s], " tokens of ", capacity_,
+                 ", and ", length, " more do not fit: make the decoder with a larger capacity");
         sequences.push_back(
             {.first_row = rows, .rows = length, .first_key = int64_t(s) * cache_->capacity(), .keys = cached_[s] + length});
         for (int64_t i = 0; i < length; i++) positions.push_back(int32_t(cached_[s] + i));

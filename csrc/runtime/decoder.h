@@ -35,6 +35,7 @@ public:
 private:
     std::shared_ptr<const Engine> engine_;
     std::shared_ptr<const Adapter> adapter_;
+    int64_t capacity_;  // of each sequence, as asked for; the cache may have room for more
     std::unique_ptr<KvCache> cache_;
     std::vector<int64_t> cached_;  // tokens of each sequence in the cache
     std::vector<float> logits_;
