@@ -238,7 +238,8 @@ void special_values(const std::vector<Subject>& subjects) {
             view.data = found.data(), view.dtype = DType::f16, view.role = role;
             view.heads = 1, view.head_dim = width, view.rows = kKvBlock;
             s.device->store_kv(Tensor(wide.data(), 1, width), {&stored, 1}, view);
-            if (without_zeros(found) != without_zeros(expected)) fail(s, "store_kv", "other half floats than rounding gives");
+            if (without_zeros(found) != without_zeros(expected))
+                fail(s, "store_kv", "other half floats than rounding gives");
         }
 }
 

@@ -91,8 +91,8 @@ def test_embeddings(
     # Components of a unit vector of 384 are about 0.05; bfloat16 hidden states (2e-2 of theirs at most) average out
     # in the mean.
     exact = 1e-4 if quantize else 1e-6  # NF4_RULE: two scale bytes make 4e-5
-    # fast: 8e-3 a layer (tests/kernels), 24 layers one behind the other: 4e-2 of 0.05, of which the largest of 19,200 is
-    # five deviations and more: 1e-2, and short sentences average over few tokens.
+    # fast: 8e-3 a layer (tests/kernels), 24 layers one behind the other: 4e-2 of 0.05, of which the largest of 19,200
+    # is five deviations and more: 1e-2, and short sentences average over few tokens.
     assert error < {"float32": exact, "high": 1e-3, "fast": 2e-2}[precision], error
     assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-6
 
