@@ -48,31 +48,5 @@ inline F vtanh(F x) {
     return select_less(a, set(0.625f), small, large);
 }
 
-/// erf(x), 3 ulp: x P(x^2) below 1, 1 - e^Q(|x|) above.
-inline F verf(F x) {
-    const F a = vabs(x), z = x * x;
-    F p = set(-9.680135918e-6f);
-    p = fma(p, z, set(1.127054420e-4f));
-    p = fma(p, z, set(-8.484711288e-4f));
-    p = fma(p, z, set(5.221074913e-3f));
-    p = fma(p, z, set(-2.686544508e-2f));
-    p = fma(p, z, set(1.128378287e-1f));
-    p = fma(p, z, set(-3.761263788e-1f));
-    p = fma(p, z, set(1.283791671e-1f));
-    const F small = fma(x, p, x);    // the constant term less 1: the sum is rounded once
-    const F b = vmin(set(4.0f), a);  // erf(4) rounds to 1
-    F q = set(2.512898902e-7f);
-    q = fma(q, b, set(-2.531429345e-5f));
-    q = fma(q, b, set(4.637649051e-4f));
-    q = fma(q, b, set(-4.282372072e-3f));
-    q = fma(q, b, set(2.537353337e-2f));
-    q = fma(q, b, set(-1.086389720e-1f));
-    q = fma(q, b, set(-6.330396533e-1f));
-    q = fma(q, b, set(-1.129661202f));
-    q = fma(q, b, set(2.043580180e-4f));
-    const F large = copysign(set(1.0f) - vexp(q), x);
-    return select_less(a, set(1.0f), small, large);
-}
-
 }  // namespace
 }  // namespace halfbyte::cpu::HALFBYTE_ISA
