@@ -16,6 +16,8 @@ namespace {
 
 constexpr int64_t kSmallLinear = int64_t(1) << 16;  // multiplications below which a second thread costs more than it saves
 constexpr int64_t kSmallRows = 16384;               // the same for additions on the way into the product
+constexpr int64_t kManyRows = 9;                    // from here on panels are multiplied
+constexpr int64_t kTogether = 2;                    // at a time: a thread that is left with one is slow
 
 int64_t panels_of(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 
@@ -176,7 +178,7 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
     if (work < kSmallLinear)
         run(0, units);
     else
-        pool_.parallel_for(units, 1, run);
+        pool_.parallel_for(units, x.rows < kManyRows ? 1 : kTogether, run);
 }
 
 }  // namespace halfbyte::cpu

@@ -11,15 +11,23 @@ constexpr int kPieceBlocks = kPieceCols / 32;
 /// The scales (and offsets) of consecutive blocks of one panel. Blocks must be asked for in ascending order.
 class PanelScales {
 public:
-    void begin(const Panels& w, int64_t panel) {
+    /// next: panels from this one to that which the same thread takes after it; its scales are prefetched.
+    void begin(const Panels& w, int64_t panel, int64_t next) {
         w_ = w, panel_ = panel;
         blocks_ = w.cols / w.block / w.scale_repeat, at_ = panel * blocks_ * kPanelRows;
+        ahead_ = next * blocks_ * kPanelRows;
         crossing_ = 0;
         scales_ = offsets_ = nullptr;
     }
 
     /// Blocks [first, last) of the kernel, at most kPieceBlocks: scales()[(b - first) * 16 + row], offsets() likewise or null.
     void load(int64_t first, int64_t last) {
+        const int64_t size = w_.scale_form == ScaleForm::f32 ? 4 : w_.scale_form == ScaleForm::f16 ? 2 : 1;
+        const int64_t from = at_ + ahead_ + first / w_.scale_repeat * kPanelRows, bytes = (last - first) * kPanelRows * size;
+        for (int64_t i = 0; i < bytes; i += 64) {
+            prefetch(static_cast<const uint8_t*>(w_.scales) + from * size + i);
+            if (w_.offsets != nullptr) prefetch(static_cast<const uint8_t*>(w_.offsets) + from * size + i);
+        }
         if (w_.scale_form == ScaleForm::f32 && w_.scale_repeat == 1) {
             scales_ = static_cast<const float*>(w_.scales) + at_ + first * kPanelRows;
             if (w_.offsets != nullptr) offsets_ = static_cast<const float*>(w_.offsets) + at_ + first * kPanelRows;
@@ -77,6 +85,7 @@ private:
 
     Panels w_;
     int64_t blocks_, at_, panel_;  // blocks_: of the source in a row; at_: the panel's first scale
+    int64_t ahead_;                // scales from those of this panel to those of the next
     int64_t crossing_;             // first own block at which a lane passes on
     const float* scales_;
     const float* offsets_;
