@@ -119,7 +119,7 @@ inline void direct(const Panels& w, const Reader& reader, const QuantizedRows& x
     for (int r = 0; r < kRows; r++) acc[r] = zero16();
     for (int64_t b0 = 0; b0 < blocks; b0 += piece_blocks) {
         const int64_t b1 = min_of(blocks, b0 + piece_blocks);
-        scales.load(b0, b1);
+        scales.decode(b0, b1);
         for (int64_t b = b0; b < b1; b++) {
             I16 sum[kRows][kChains];
             for (int r = 0; r < kRows; r++) {
@@ -229,7 +229,7 @@ void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRo
     for (int64_t b0 = 0; b0 < blocks; b0 += piece_blocks) {
         const int64_t b1 = min_of(blocks, b0 + piece_blocks);
         for (int p = 0; p < kPanels; p++) {
-            scales[p].load(b0, b1);
+            scales[p].decode(b0, b1);
             const uint8_t* levels = w.levels + (panel + p) * panel_bytes + b0 * groups * Reader::kGroupBytes;
             // What comes next arrives while the tiles are multiplied: the piece behind this one, or the panel of the next turn.
             const uint8_t* next = b1 < blocks ? levels + (b1 - b0) * groups * Reader::kGroupBytes
