@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "cpu/common_unit.h"
 #include "cpu/memory.h"
 
 namespace halfbyte::cpu {
@@ -156,15 +157,17 @@ struct Row {
     std::vector<float> scales, offsets;  // [blocks of the source]
 };
 
-/// The values of a float row as integers of at most `limit`; false where one is not finite.
-bool round_row(const float* values, int64_t cols, int64_t block, int limit, int16_t* words, float* scales) {
+/// The values of a row as integers of at most `limit`; false where one is not finite. exact: without any rounding in the blocks
+/// whose values have a common unit.
+bool round_row(const float* values, int64_t cols, int64_t block, int limit, bool exact, int16_t* words, float* scales) {
     for (int64_t b = 0; b < cols / block; b++, values += block, words += block) {
         float peak = 0;
         for (int64_t i = 0; i < block; i++) {
             if (!std::isfinite(values[i])) return false;
             peak = std::max(peak, std::fabs(values[i]));
         }
-        scales[b] = peak / float(limit);
+        const float unit = exact ? common_unit(values, block, peak / float(limit)) : 0;
+        scales[b] = unit > 0 ? unit : peak / float(limit);
         // Rounded against the stored scale, which may be subnormal; in float64, where its inverse is finite.
         const double inverse = scales[b] == 0 ? 0 : 1.0 / double(scales[b]);
         for (int64_t i = 0; i < block; i++)
@@ -205,9 +208,13 @@ private:
         const StorageKind kind = weight_.storage->kind();
         if (kind == StorageKind::codebook4) codebook_ = static_cast<const Codebook4*>(weight_.storage);
         if (kind == StorageKind::int8_blocks) bytes_ = static_cast<const Int8Blocks*>(weight_.storage);
-        const bool floating = kind == StorageKind::floating;
-        if ((codebook_ == nullptr && bytes_ == nullptr && !floating) || weight_.size() == 0) return false;
-        const int64_t cols = weight_.cols, own = floating ? (cols % 64 == 0 ? 64 : 32) : weight_.block_size;
+        if (weight_.size() == 0 || is_panels(weight_)) return false;
+        // Scales for less than 32 elements: products of levels and scales, in blocks of 32.
+        fine_ = (codebook_ != nullptr || bytes_ != nullptr) && weight_.block_size % 32 != 0 && 32 % weight_.block_size == 0;
+        if (fine_) codebook_ = nullptr, bytes_ = nullptr;
+        const bool blocks = codebook_ != nullptr || bytes_ != nullptr;
+        const int64_t cols = weight_.cols;
+        const int64_t own = blocks ? weight_.block_size : !fine_ && cols % 64 == 0 ? 64 : 32;
         if (own == 0 || own % 32 != 0 || cols % own != 0) return false;
         const int64_t block = own % 64 == 0 ? 64 : 32;
         panels_ = (weight_.rows + kPanelRows - 1) / kPanelRows, blocks_ = cols / own;
@@ -219,7 +226,7 @@ private:
         PanelTables& t = *tables_;
         t.source = weight_.storage, t.source_block = own;
         t.level_form = codebook_ != nullptr ? LevelForm::codes : bytes_ != nullptr ? LevelForm::bytes : LevelForm::words;
-        t.has_offsets = codebook_ != nullptr && codebook_->has_offsets();
+        t.has_offsets = codebook_ != nullptr ? codebook_->has_offsets() : bytes_ != nullptr && bytes_->has_offsets();
         limit_ = level_max(block);
         if (codebook_ != nullptr) {
             const auto levels = codebook_->levels(weight_);
@@ -239,7 +246,7 @@ private:
             std::memcpy(writable<void>(out_.planes[kNested]), weight_.planes[kBnb4NestedAbsmax].data,
                         out_.planes[kNested].bytes);
         } else {
-            t.scale_form = floating ? ScaleForm::f32 : ScaleForm::f16;
+            t.scale_form = blocks ? ScaleForm::f16 : ScaleForm::f32;
         }
         out_.planes[kLevels] = make_plane(size_t(panels_ * cols / kGroupCols * group_bytes(t.level_form)));
         allocate_scales();
@@ -269,18 +276,19 @@ private:
 
     bool read_row(int64_t r, Row& row) const {
         const auto cols = size_t(weight_.cols), blocks = size_t(blocks_);
-        row.scales.resize(blocks);
+        row.scales.resize(blocks), row.offsets.resize(blocks);
         if (codebook_ != nullptr) {
-            row.levels.resize(cols), row.offsets.resize(blocks);
+            row.levels.resize(cols);
             codebook_->unpack_row(weight_, r, row.levels.data(), row.scales.data(), row.offsets.data());
         } else if (bytes_ != nullptr) {
             row.levels.resize(cols);
-            bytes_->unpack_row(weight_, r, reinterpret_cast<int8_t*>(row.levels.data()), row.scales.data());
+            bytes_->unpack_row(weight_, r, reinterpret_cast<int8_t*>(row.levels.data()), row.scales.data(),
+                               row.offsets.data());
             for (uint8_t& level : row.levels) level ^= uint8_t(kByteBias);
         } else {
             row.values.resize(cols), row.words.resize(cols);
             weight_.storage->decode_row(weight_, r, row.values.data());
-            return round_row(row.values.data(), weight_.cols, tables_->source_block, limit_, row.words.data(),
+            return round_row(row.values.data(), weight_.cols, tables_->source_block, limit_, fine_, row.words.data(),
                              row.scales.data());
         }
         return true;
@@ -347,6 +355,7 @@ private:
     const Isa& isa_;
     const Codebook4* codebook_ = nullptr;
     const Int8Blocks* bytes_ = nullptr;
+    bool fine_ = false;  // scales of less than 32 elements
     PanelTables* tables_ = nullptr;
     int64_t panels_ = 0, blocks_ = 0;  // blocks of the source in a row
     int limit_ = 0;

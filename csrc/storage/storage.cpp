@@ -20,10 +20,10 @@ Weight reorder_rows(const Weight& weight, std::span<const int64_t> order) {
     }
     if (weight.storage == &nf4_storage() || weight.storage == &fp4_storage())
         return storage::bnb4_reorder_rows(weight, order);
-    if (weight.storage->kind() == StorageKind::other || weight.planes[1]) {
+    // Floats and the GGUF formats: one plane, every row a run of bytes of its own. A device's own layout has more.
+    if (weight.planes[1]) {
         fail(ErrorCode::unsupported, "rows of a ", weight.storage->name(), " weight cannot be put in another order");
     }
-    // Floats and the GGUF formats: one plane, every row a run of bytes of its own.
     const size_t row_bytes = weight.rows == 0 ? 0 : weight.planes[0].bytes / size_t(weight.rows);
     Weight result = weight;
     result.rows = int64_t(order.size());

@@ -109,6 +109,14 @@ _LLAMA3 = {
 }
 _LINEAR = {"rope_type": "linear", "rope_theta": 12345.0, "factor": 4.0}
 
+_K = {
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "intermediate_size": 512,
+}
+
 SPECS: dict[str, Spec] = {
     "llama": Spec("LlamaForCausalLM", _llama()),
     "llama_tied": Spec("LlamaForCausalLM", _llama(tie_word_embeddings=True, rms_norm_eps=1e-3)),
@@ -131,6 +139,9 @@ SPECS: dict[str, Spec] = {
     "llama_blocks_linear": Spec(
         "LlamaForCausalLM", _llama(hidden_size=288, intermediate_size=352, rope_parameters=_LINEAR)
     ),
+    # rows that are whole blocks of 256
+    "llama_k": Spec("LlamaForCausalLM", _llama(**_K)),
+    "llama_k_tied": Spec("LlamaForCausalLM", _llama(**_K, tie_word_embeddings=True)),
     "mistral": Spec("MistralForCausalLM", _llama(sliding_window=16)),
     "mistral_full": Spec("MistralForCausalLM", _llama(sliding_window=None)),
     "gpt2": Spec("GPT2LMHeadModel", _gpt2()),
