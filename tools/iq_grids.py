@@ -1,7 +1,7 @@
 """Prints the tables of csrc/storage/iq_grids.cpp, from the grids of the package gguf.
 
-A grid of GGUF's IQ formats is a set of short vectors of small digits in ascending order, the first digit counting least. So
-the set is all there is to say: one bit for every possible vector, six bits a character.
+A grid of GGUF's IQ formats is a set of short vectors of small digits in ascending order, the first digit counting
+least. So the set is all there is to say: one bit for every possible vector, six bits a character.
 """
 
 from __future__ import annotations

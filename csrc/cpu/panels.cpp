@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "core/error.h"
-#include "cpu/common_unit.h"
 #include "cpu/memory.h"
+#include "cpu/words.h"
 
 namespace halfbyte::cpu {
 
@@ -157,25 +157,6 @@ struct Row {
     std::vector<float> scales, offsets;  // [blocks of the source]
 };
 
-/// The values of a row as integers of at most `limit`; false where one is not finite. exact: without any rounding in the blocks
-/// whose values have a common unit.
-bool round_row(const float* values, int64_t cols, int64_t block, int limit, bool exact, int16_t* words, float* scales) {
-    for (int64_t b = 0; b < cols / block; b++, values += block, words += block) {
-        float peak = 0;
-        for (int64_t i = 0; i < block; i++) {
-            if (!std::isfinite(values[i])) return false;
-            peak = std::max(peak, std::fabs(values[i]));
-        }
-        const float unit = exact ? common_unit(values, block, peak / float(limit)) : 0;
-        scales[b] = unit > 0 ? unit : peak / float(limit);
-        // Rounded against the stored scale, which may be subnormal; in float64, where its inverse is finite.
-        const double inverse = scales[b] == 0 ? 0 : 1.0 / double(scales[b]);
-        for (int64_t i = 0; i < block; i++)
-            words[i] = int16_t(std::clamp(std::nearbyint(double(values[i]) * inverse), double(-limit), double(limit)));
-    }
-    return true;
-}
-
 bool exact_in_f16(std::span<const float> values) {
     return std::all_of(values.begin(), values.end(), [](float v) { return f16_to_f32(f32_to_f16(v)) == v; });
 }
@@ -209,12 +190,13 @@ private:
         if (kind == StorageKind::codebook4) codebook_ = static_cast<const Codebook4*>(weight_.storage);
         if (kind == StorageKind::int8_blocks) bytes_ = static_cast<const Int8Blocks*>(weight_.storage);
         if (weight_.size() == 0 || is_panels(weight_)) return false;
-        // Scales for less than 32 elements: products of levels and scales, in blocks of 32.
-        fine_ = (codebook_ != nullptr || bytes_ != nullptr) && weight_.block_size % 32 != 0 && 32 % weight_.block_size == 0;
-        if (fine_) codebook_ = nullptr, bytes_ = nullptr;
+        if (FineRows::fits(weight_)) {
+            fine_.emplace(weight_);
+            codebook_ = nullptr, bytes_ = nullptr;
+        }
         const bool blocks = codebook_ != nullptr || bytes_ != nullptr;
         const int64_t cols = weight_.cols;
-        const int64_t own = blocks ? weight_.block_size : !fine_ && cols % 64 == 0 ? 64 : 32;
+        const int64_t own = blocks ? weight_.block_size : !fine_.has_value() && cols % 64 == 0 ? 64 : 32;
         if (own == 0 || own % 32 != 0 || cols % own != 0) return false;
         const int64_t block = own % 64 == 0 ? 64 : 32;
         panels_ = (weight_.rows + kPanelRows - 1) / kPanelRows, blocks_ = cols / own;
@@ -285,10 +267,13 @@ private:
             bytes_->unpack_row(weight_, r, reinterpret_cast<int8_t*>(row.levels.data()), row.scales.data(),
                                row.offsets.data());
             for (uint8_t& level : row.levels) level ^= uint8_t(kByteBias);
+        } else if (fine_.has_value()) {
+            row.words.resize(cols);
+            return fine_->read(r, limit_, row.words.data(), row.scales.data());
         } else {
             row.values.resize(cols), row.words.resize(cols);
             weight_.storage->decode_row(weight_, r, row.values.data());
-            return round_row(row.values.data(), weight_.cols, tables_->source_block, limit_, fine_, row.words.data(),
+            return round_row(row.values.data(), weight_.cols, tables_->source_block, limit_, row.words.data(),
                              row.scales.data());
         }
         return true;
@@ -355,7 +340,7 @@ private:
     const Isa& isa_;
     const Codebook4* codebook_ = nullptr;
     const Int8Blocks* bytes_ = nullptr;
-    bool fine_ = false;  // scales of less than 32 elements
+    std::optional<FineRows> fine_;
     PanelTables* tables_ = nullptr;
     int64_t panels_ = 0, blocks_ = 0;  // blocks of the source in a row
     int limit_ = 0;

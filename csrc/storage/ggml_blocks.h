@@ -30,19 +30,20 @@ inline uint32_t word_at(const uint8_t* block) {
     return word;
 }
 
-/// 16 bytes to codes[32]: byte j holds element j in its low and element j + 16 in its high nibble.
-template <class Code>
-void unpack_ggml_nibbles(const uint8_t* packed, Code* codes) {
-    for (int j = 0; j < 16; j++) {
-        codes[j] = Code(packed[j] & 15);
-        codes[j + 16] = Code(packed[j] >> 4);
-    }
-}
-
-/// Bits 2 * shift and 2 * shift + 1 of 32 bytes at a time: bytes[elements / 4] to codes[elements], 128 elements from 32 bytes.
+/// bytes[elements / 4] to codes[elements]: of 128 elements, element 32 s + l is bits 2 s and 2 s + 1 of byte l.
 template <class Code>
 void unpack_ggml_pairs(const uint8_t* packed, int elements, Code* codes) {
-    for (int e = 0; e < elements; e++) codes[e] = Code((packed[e / 128 * 32 + e % 32] >> (e % 128 / 32 * 2)) & 3);
+    for (int first = 0; first < elements; first += 128, packed += 32)
+        for (int shift = 0; shift < 8; shift += 2, codes += 32)
+            for (int l = 0; l < 32; l++) codes[l] = Code((packed[l] >> shift) & 3);
+}
+
+/// bytes[elements / 2] to codes[elements]: of 2 * kRun elements, byte l holds element l in its low and element l + kRun in its high
+/// nibble.
+template <int kRun, class Code>
+void unpack_ggml_runs(const uint8_t* packed, int elements, Code* codes) {
+    for (int first = 0; first < elements; first += 2 * kRun, packed += kRun, codes += 2 * kRun)
+        for (int l = 0; l < kRun; l++) codes[l] = Code(packed[l] & 15), codes[l + kRun] = Code(packed[l] >> 4);
 }
 
 /// IQ4_NL and IQ4_XS.

@@ -14,7 +14,7 @@ struct Iq4Nl {
     static constexpr bool kOffsets = false;
     static constexpr const std::array<float, 16>& kLevels = storage::kIq4Levels;
 
-    static void codes(const uint8_t* block, uint8_t* codes) { storage::unpack_ggml_nibbles(block + 2, codes); }
+    static void codes(const uint8_t* block, uint8_t* codes) { storage::unpack_ggml_runs<16>(block + 2, kElements, codes); }
     static void scales(const uint8_t* block, float* scales, float*) { scales[0] = storage::half_at(block); }
 };
 

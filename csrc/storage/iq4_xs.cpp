@@ -15,9 +15,7 @@ struct Iq4Xs {
     static constexpr bool kOffsets = false;
     static constexpr const std::array<float, 16>& kLevels = storage::kIq4Levels;
 
-    static void codes(const uint8_t* block, uint8_t* codes) {
-        for (int g = 0; g < 8; g++) storage::unpack_ggml_nibbles(block + 8 + 16 * g, codes + 32 * g);
-    }
+    static void codes(const uint8_t* block, uint8_t* codes) { storage::unpack_ggml_runs<16>(block + 8, kElements, codes); }
     static void scales(const uint8_t* block, float* scales, float*) {
         const float d = storage::half_at(block);
         for (int g = 0; g < 8; g++) {

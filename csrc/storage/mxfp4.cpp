@@ -17,7 +17,7 @@ struct Mxfp4 {
     static constexpr bool kOffsets = false;
     static constexpr const std::array<float, 16>& kLevels = storage::kE2m1Levels;
 
-    static void codes(const uint8_t* block, uint8_t* codes) { storage::unpack_ggml_nibbles(block + 1, codes); }
+    static void codes(const uint8_t* block, uint8_t* codes) { storage::unpack_ggml_runs<16>(block + 1, kElements, codes); }
     static void scales(const uint8_t* block, float* scales, float*) {
         const uint32_t e = block[0];
         scales[0] = std::bit_cast<float>(e < 2 ? uint32_t(0x00200000) << e : (e - 1) << 23);

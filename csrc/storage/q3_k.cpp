@@ -20,20 +20,27 @@ struct Q3K {
         const int low = group < 8 ? packed[group] & 15 : packed[group - 8] >> 4;
         return (low | ((packed[8 + group % 4] >> (group / 4 * 2)) & 3) << 4) - 32;
     }
-    /// -4 .. 3
-    static int level(const uint8_t* block, int i) {
-        const int low = (block[32 + i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2)) & 3;
-        return low - ((block[i % 32] >> (i / 32)) & 1 ? 0 : 4);
+    /// levels[256]: -4 .. 3
+    static void plain_levels(const uint8_t* block, int8_t* levels) {
+        storage::unpack_ggml_pairs(block + 32, kElements, levels);
+        for (int bit = 0; bit < 8; bit++, levels += 32)
+            for (int l = 0; l < 32; l++) levels[l] = int8_t((levels[l] | ((block[l] >> bit) & 1) << 2) - 4);
     }
 
     static void codes(const uint8_t* block, int8_t* levels) {
-        for (int i = 0; i < kElements; i++) levels[i] = int8_t(-(factor(block, i / 16) * level(block, i)));
+        plain_levels(block, levels);
+        for (int group = 0; group < 16; group++, levels += 16) {
+            const int turned = -factor(block, group);
+            for (int i = 0; i < 16; i++) levels[i] = int8_t(turned * levels[i]);
+        }
     }
     static void scales(const uint8_t* block, float* scales, float*) { scales[0] = -storage::half_at(block + 108); }
     /// In the reference's order, which also decides the sign of a zero.
     static void decode(const uint8_t* block, float* out) {
         const float d = storage::half_at(block + 108);
-        for (int i = 0; i < kElements; i++) out[i] = d * float(factor(block, i / 16)) * float(level(block, i));
+        int8_t levels[kElements];
+        plain_levels(block, levels);
+        for (int i = 0; i < kElements; i++) out[i] = d * float(factor(block, i / 16)) * float(levels[i]);
     }
 };
 

@@ -14,7 +14,7 @@ struct Q40 {
     static constexpr bool kOffsets = false;
     static constexpr std::array<float, 16> kLevels = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
 
-    static void codes(const uint8_t* block, uint8_t* codes) { storage::unpack_ggml_nibbles(block + 2, codes); }
+    static void codes(const uint8_t* block, uint8_t* codes) { storage::unpack_ggml_runs<16>(block + 2, kElements, codes); }
     static void scales(const uint8_t* block, float* scales, float*) { scales[0] = storage::half_at(block); }
 };
 

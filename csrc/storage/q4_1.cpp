@@ -15,7 +15,7 @@ struct Q41 {
     static constexpr bool kOffsets = true;
     static constexpr std::array<float, 16> kLevels = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-    static void codes(const uint8_t* block, uint8_t* codes) { storage::unpack_ggml_nibbles(block + 4, codes); }
+    static void codes(const uint8_t* block, uint8_t* codes) { storage::unpack_ggml_runs<16>(block + 4, kElements, codes); }
     static void scales(const uint8_t* block, float* scales, float* offsets) {
         scales[0] = storage::half_at(block);
         offsets[0] = storage::half_at(block + 2);

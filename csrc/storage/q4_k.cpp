@@ -15,9 +15,7 @@ struct Q4K {
     static constexpr bool kOffsets = true;
     static constexpr std::array<float, 16> kLevels = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-    static void codes(const uint8_t* block, uint8_t* codes) {
-        for (int i = 0; i < kElements; i++) codes[i] = (block[16 + i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4)) & 15;
-    }
+    static void codes(const uint8_t* block, uint8_t* codes) { storage::unpack_ggml_runs<32>(block + 16, kElements, codes); }
     static void scales(const uint8_t* block, float* scales, float* offsets) { storage::k_scales(block, scales, offsets); }
 };
 

@@ -12,7 +12,7 @@ struct Q50 {
     static constexpr bool kOffsets = false;
 
     static void codes(const uint8_t* block, int8_t* levels) {
-        storage::unpack_ggml_nibbles(block + 6, levels);
+        storage::unpack_ggml_runs<16>(block + 6, kElements, levels);
         for (int i = 0; i < kElements; i++) levels[i] = int8_t((levels[i] | ((block[2 + i / 8] >> (i % 8)) & 1) << 4) - 16);
     }
     static void scales(const uint8_t* block, float* scales, float*) { scales[0] = storage::half_at(block); }

@@ -13,7 +13,7 @@ struct Q51 {
     static constexpr bool kOffsets = true;
 
     static void codes(const uint8_t* block, int8_t* levels) {
-        storage::unpack_ggml_nibbles(block + 8, levels);
+        storage::unpack_ggml_runs<16>(block + 8, kElements, levels);
         for (int i = 0; i < kElements; i++) levels[i] = int8_t(levels[i] | ((block[4 + i / 8] >> (i % 8)) & 1) << 4);
     }
     static void scales(const uint8_t* block, float* scales, float* offsets) {

@@ -13,10 +13,9 @@ struct Q5K {
     static constexpr bool kOffsets = true;
 
     static void codes(const uint8_t* block, int8_t* levels) {
-        for (int i = 0; i < kElements; i++) {
-            const int low = (block[48 + i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4)) & 15;
-            levels[i] = int8_t(low | ((block[16 + i % 32] >> (i / 32)) & 1) << 4);
-        }
+        storage::unpack_ggml_runs<32>(block + 48, kElements, levels);
+        for (int bit = 0; bit < 8; bit++, levels += 32)
+            for (int l = 0; l < 32; l++) levels[l] = int8_t(levels[l] | ((block[16 + l] >> bit) & 1) << 4);
     }
     static void scales(const uint8_t* block, float* scales, float* offsets) { storage::k_scales(block, scales, offsets); }
 };

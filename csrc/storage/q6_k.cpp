@@ -13,11 +13,10 @@ struct Q6K {
     static constexpr bool kOffsets = false;
 
     static void codes(const uint8_t* block, int8_t* levels) {
-        storage::unpack_ggml_pairs(block + 128, kElements, levels);
-        for (int i = 0; i < kElements; i++) {
-            const int low = (block[i / 128 * 64 + i % 64] >> (i % 128 / 64 * 4)) & 15;
-            levels[i] = int8_t((low | levels[i] << 4) - 32);
-        }
+        int8_t high[kElements];
+        storage::unpack_ggml_pairs(block + 128, kElements, high);
+        storage::unpack_ggml_runs<64>(block, kElements, levels);
+        for (int i = 0; i < kElements; i++) levels[i] = int8_t((levels[i] | high[i] << 4) - 32);
     }
     static void scales(const uint8_t* block, float* scales, float*) {
         const float d = storage::half_at(block + 208);

@@ -1,5 +1,6 @@
 """Split GGUF models: what the package gguf writes, and one set of parts for each way to be wrong."""
 
+# ruff: noqa: E501 (a row of a table is a line)
 from __future__ import annotations
 
 import shutil

@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf import quants
 
 from halfbyte import _core
-from oracle.ggml_types import LAYOUTS, random_blocks, random_matrix, set_units
+from oracle.ggml_types import LAYOUTS, random_blocks, set_units
 
 KINDS = pytest.mark.parametrize("kind", list(LAYOUTS), ids=lambda kind: kind.name)
 FINITE_HALVES = np.arange(65536, dtype=np.uint16).view(np.float16)
@@ -42,7 +42,7 @@ def check(kind: Type, packed: np.ndarray) -> None:
 
 @KINDS
 def test_any_bytes(kind: Type) -> None:
-    """Random blocks: every code and factor, and units that are subnormal, huge, negative. Odd numbers of rows and blocks."""
+    """Random codes and factors, and units that are subnormal, huge, negative. Odd numbers of rows and of blocks."""
     rng = np.random.default_rng(int(kind))
     size = gguf.GGML_QUANT_SIZES[kind][1]
     for rows, blocks in ((1, 1), (7, 3), (33, 2), (201, 5)):
@@ -51,7 +51,7 @@ def test_any_bytes(kind: Type) -> None:
 
 @KINDS
 def test_every_scale(kind: Type) -> None:
-    """Every finite float16 as the unit of the scales, then of the offsets; of the small formats all, of the others a share."""
+    """Every finite float16 as the unit of the scales, then of the offsets; an eleventh of them in blocks of 256."""
     rng = np.random.default_rng(int(kind))
     layout, elements = LAYOUTS[kind], gguf.GGML_QUANT_SIZES[kind][0]
     halves = FINITE_HALVES if elements == 32 else FINITE_HALVES[int(kind) % 11 :: 11]
@@ -128,20 +128,3 @@ def test_an_unknown_name_is_answered_with_all_known_ones() -> None:
         _core.weight_from_planes("q9_9", 1, 256, 32, {"data": np.zeros(1, np.uint8)})
     known = str(caught.value).partition("expected one of ")[2].split(", ")
     assert set(known) == {kind.name.lower() for kind in LAYOUTS} | {"nf4", "fp4", "f16", "f32", "bf16", "f64"}
-
-
-@KINDS
-def test_products(kind: Type) -> None:
-    """Through the device's own layouts: x W of random activations, for one row and for many, in every precision.
-
-    Bounds as in kernels/test_linear.py: 3e-4 of 14-bit integers, 9e-3 of bytes, over all outputs."""
-    rng = np.random.default_rng(int(kind))
-    weight = make(kind, random_matrix(kind, 67, 768, 1.0, rng))
-    exact_weight = weight.dequantize().astype(np.float64)
-    for rows in (1, 3, 40):
-        x = rng.standard_normal((rows, 768)).astype(np.float32)
-        exact = x @ exact_weight.T
-        for precision, bound in (("float32", 1e-6), ("high", 3e-4), ("fast", 9e-3)):
-            found = _core.Ops("cpu", 2, precision).linear(x, weight, None)
-            error = np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact**2))
-            assert error <= bound, (precision, rows, error)

@@ -1,7 +1,7 @@
 """The quantised tensor types of GGUF: where their scales lie, and blocks of them made at random.
 
-The package gguf encodes only a few of them; a decoder needs no encoder to be tested. Codes are random bytes, and the units of
-the scales are set to what a test wants.
+The package gguf encodes only a few of them; a decoder needs no encoder to be tested. Codes are random bytes, and the
+units of the scales are set to what a test wants.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def _halves(values: Any) -> Bytes:
 
 
 def set_units(blocks: Bytes, kind: Type, units: Any, offset_units: Any = None) -> None:
-    """blocks: [n, bytes of a block]; units: float16 [n]. MXFP4 and NVFP4, which have none, get scales of about that size."""
+    """blocks: [n, bytes of a block]; units: float16 [n]. MXFP4 and NVFP4, which have none, get scales of
+    about that size."""
     layout = LAYOUTS[kind]
     if kind == Type.MXFP4:
         exponents = np.floor(np.log2(np.asarray(units, np.float64))).astype(np.int64) + 128
@@ -96,10 +97,16 @@ def random_blocks(kind: Type, count: int, rng: np.random.Generator) -> Bytes:
 
 
 def random_matrix(kind: Type, rows: int, cols: int, rms: float, rng: np.random.Generator) -> Bytes:
-    """[rows, bytes of a row]: random codes under scales of which one is up to three times another, and a given root of the
-    mean square (MXFP4 and NVFP4: about that)."""
+    """[rows, bytes of a row]: random codes and factors, units of which one is up to three times another; a mean of
+    about zero and a given root of the mean square (MXFP4 and NVFP4: about that)."""
     elements, size = gguf.GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (rows * cols // elements, size), dtype=np.uint8)
+    # Offsets that fit the factors, as a quantiser's do: other ones make a network of a few huge channels.
+    if kind in (Type.Q4_K, Type.Q5_K):
+        blocks[:, 8:12] = blocks[:, 4:8]
+        blocks[:, 12:16] = blocks[:, 12:16] & 15 | blocks[:, 12:16] << 4
+    if kind == Type.Q2_K:
+        blocks[:, :16] = blocks[:, :16] & 15 | blocks[:, :16] << 4
     spread = rng.uniform(0.5, 1.5, len(blocks)).astype(np.float32)
     factor = 1.0
     for _ in range(2):
