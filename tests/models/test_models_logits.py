@@ -60,9 +60,6 @@ GGUF_VARIANTS = [
     "llama_blocks_rope3/Q4_0.gguf",
     "llama_blocks_linear/F16.gguf",
 ]
-# Blocks of up to 256 elements: embeddings, layers and output all in the one type.
-GGUF_BLOCKS = ("Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", "TQ1_0")
-GGUF_BLOCKS += ("TQ2_0", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "F64")
 QUANTIZED_ON_LOADING = [
     ("llama", "nf4"),
     ("llama", "fp4"),
@@ -85,18 +82,6 @@ def test_logits(name: str, precision: str, engines: Engines, references: Referen
     causal = references.zoo.spec(name).causal
     reference.check(run(model, SEQUENCES, causal), precision)
     reference.check(run_together(model, SEQUENCES, causal), precision)
-
-
-@pytest.mark.parametrize("kind", GGUF_BLOCKS)
-def test_logits_of_gguf_blocks(kind: str, engines: Engines, references: References) -> None:
-    """With an output layer of its own, and with the embedding's."""
-    for base in ("llama_k", "llama_k_tied"):
-        name = f"{base}/{kind}.gguf"
-        for precision in PRECISIONS:
-            reference = references.get(name)
-            model = engines.get(name, precision)
-            reference.check(run(model, SEQUENCES, causal=True), precision)
-            reference.check(run_together(model, SEQUENCES, causal=True), precision)
 
 
 @pytest.mark.parametrize("precision", ("float32", "high"))

@@ -101,13 +101,13 @@ def _rotary_heads(config: Any, hf: str) -> int | None:
     return None
 
 
-def write(model: Any, path: Path, tensor_type: str) -> None:
+def write(model: Any, path: Path, tensor_type: str, **options: Any) -> None:
     """Matrices in `tensor_type`, vectors and learned positions in F32. "Q8_0", "Q4_0", "Q4_1" are rounded by gguf, with
     embeddings and output in Q8_0, as in SmolLM2's file. Any other quantised type: random blocks of the size that the
-    matrix has, embeddings and output too."""
+    matrix has, embeddings and output too. options: of GGUFWriter."""
     config = model.config
     kind = config.model_type
-    writer = gguf.GGUFWriter(path, ARCHITECTURES[kind])
+    writer = gguf.GGUFWriter(path, ARCHITECTURES[kind], **options)
     writer.add_name("tiny")
     _add_parameters(writer, config)
     for hf, parameter in model.state_dict().items():
