@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "check.h"
+#include "core/error.h"
 #include "io/ggml_types.h"
 #include "storage/encode.h"
 
