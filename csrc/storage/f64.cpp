@@ -12,6 +12,7 @@ class F64Storage final : public Storage {
 public:
     std::string_view name() const override { return "f64"; }
     StorageKind kind() const override { return StorageKind::other; }
+    bool planes_are_rows() const override { return true; }
 
     void validate(const Weight& weight, std::string_view where) const override {
         storage::check_plane(weight, 0, "data", size_t(storage::element_count(weight, where)) * sizeof(double), where);

@@ -83,6 +83,7 @@ public:
 
     std::string_view name() const override { return Format::kName; }
     int32_t block_size() const override { return Format::kScaled; }
+    bool planes_are_rows() const override { return true; }
     bool has_offsets() const override { return Format::kOffsets; }
 
     void validate(const Weight& weight, std::string_view where) const override {

@@ -31,6 +31,8 @@ public:
     virtual void decode_row(const Weight& weight, int64_t row, float* out) const = 0;
     /// Elements that share a scale, where the format fixes their number; 0: no scales, or the weight tells (bitsandbytes).
     virtual int32_t block_size() const { return 0; }
+    /// Every plane is [rows][bytes of a row], so that rows are moved by moving bytes.
+    virtual bool planes_are_rows() const { return false; }
     /// Error corrupt where a scale or offset of row `row` is not a finite number. validate() leaves this out: it would have
     /// to read the whole weight.
     virtual void check_scales(const Weight& /*weight*/, int64_t /*row*/, std::string_view /*where*/) const {}
@@ -39,6 +41,7 @@ public:
 class FloatStorage : public Storage {
 public:
     StorageKind kind() const override { return StorageKind::floating; }
+    bool planes_are_rows() const override { return true; }
     virtual DType dtype() const = 0;  ///< f32, f16 or bf16. Plane 0: [rows, cols] elements.
 };
 
@@ -69,6 +72,7 @@ public:
 const FloatStorage& float_storage(DType dtype);  ///< f32, f16, bf16; anything else: Error internal.
 const Codebook4& nf4_storage();                  ///< bitsandbytes NF4, plain or double-quantised scales.
 const Codebook4& fp4_storage();                  ///< bitsandbytes FP4, likewise.
+const Int8Blocks& int8_rows_storage();           ///< bitsandbytes LLM.int8(): one scale a row.
 const Int8Blocks& q8_0_storage();                ///< GGUF Q8_0; also what quantize="int8" makes.
 
 // The other formats of GGUF. Where a format's scales stand for 16 elements it says so: kernels take blocks of 32 or more.
@@ -103,6 +107,12 @@ enum Bnb4Plane : int {
     kBnb4Map = 2,           ///< f32 [16], the levels of this very file
     kBnb4NestedAbsmax = 3,  ///< double-quantised only: f32 [ceil(blocks / nested_block_size)]
     kBnb4NestedMap = 4,     ///< double-quantised only: f32 [256]
+};
+
+/// Planes of int8_rows_storage(). block_size is cols.
+enum Int8RowsPlane : int {
+    kInt8RowsLevels = 0,  ///< i8 [rows, cols]
+    kInt8RowsScb = 1,     ///< f32 [rows]: what 127 stands for
 };
 
 /// The whole weight as float32 [rows, cols].

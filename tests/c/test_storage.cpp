@@ -2,6 +2,7 @@
 #include "storage/storage.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -153,6 +154,22 @@ TEST(scales_that_are_no_numbers) {
         CHECK(check::contains(error, concat("test: the ")));
         CHECK(check::contains(error, concat("of row 1 from column ", type.block, " on is")));
     }
+}
+
+TEST(rows_of_int8) {
+    Weight weight;
+    weight.rows = 7, weight.cols = 64, weight.block_size = 64;
+    weight.storage = &int8_rows_storage();
+    weight.planes[kInt8RowsLevels] = allocate_plane(7 * 64);
+    weight.planes[kInt8RowsScb] = allocate_plane(7 * sizeof(float));
+    for (int i = 0; i < 7 * 64; i++) const_cast<int8_t*>(weight.planes[kInt8RowsLevels].as<int8_t>())[i] = int8_t(i * 89);
+    auto* scb = const_cast<float*>(weight.planes[kInt8RowsScb].as<float>());
+    for (int i = 0; i < 7; i++) scb[i] = 0.25f * float(i + 1);
+    weight.storage->validate(weight, "test");
+    check_reordered(weight);
+    weight.storage->check_scales(weight, 3, "test");
+    scb[3] = INFINITY;
+    CHECK(check::contains(check::error_of([&] { weight.storage->check_scales(weight, 3, "test"); }), "row 3"));
 }
 
 TEST(rows_of_floats) {

@@ -127,4 +127,12 @@ def test_an_unknown_name_is_answered_with_all_known_ones() -> None:
     with pytest.raises(_core.InvalidArgumentError, match='unknown format "q9_9"') as caught:
         _core.weight_from_planes("q9_9", 1, 256, 32, {"data": np.zeros(1, np.uint8)})
     known = str(caught.value).partition("expected one of ")[2].split(", ")
-    assert set(known) == {kind.name.lower() for kind in LAYOUTS} | {"nf4", "fp4", "f16", "f32", "bf16", "f64"}
+    assert set(known) == {kind.name.lower() for kind in LAYOUTS} | {
+        "nf4",
+        "fp4",
+        "int8_rows",
+        "f16",
+        "f32",
+        "bf16",
+        "f64",
+    }

@@ -141,16 +141,16 @@ def test_a_scale_of_a_gguf_weight_that_is_no_number(zoo: Zoo, tmp_path: Path, ki
         halfbyte.load(path)
 
 
-@pytest.mark.parametrize("variant", ["nf4", "fp4-dq"])
+@pytest.mark.parametrize("variant", ["nf4", "fp4-dq", "int8"])
 def test_a_scale_of_a_bitsandbytes_weight_that_is_no_number(zoo: Zoo, tmp_path: Path, variant: str) -> None:
     folder = tmp_path / "model"
     shutil.copytree(zoo.path(f"llama/{variant}"), folder)
     tensors = load_file(folder / "model.safetensors")
-    name = Q + (".absmax" if variant == "nf4" else ".nested_absmax")
+    name = {"nf4": Q + ".absmax", "fp4-dq": Q + ".nested_absmax", "int8": Q.removesuffix("weight") + "SCB"}[variant]
     tensors[name][1] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        halfbyte.CorruptFileError, match=rf"{Q}.*the scale \(absmax\) of row \d+ from column \d+ on is nan"
+        halfbyte.CorruptFileError, match=rf"{Q}.*the scale \((absmax|SCB)\) of row \d+ from column \d+ on is nan"
     ):
         halfbyte.load(folder)
 
