@@ -104,7 +104,8 @@ bool FineRows::read(int64_t row, int limit, int16_t* words, float* scales) const
                 levels[k] = codebook_ != nullptr ? levels_[codes[size_t(first + k)]] : bytes[size_t(first + k)];
                 largest = std::max(largest, std::abs(levels[k]));
             }
-            const double factor = unit == 0 ? 0 : double(group[g]) / unit;
+            // Without a level the scale may be anything, also beyond what an integer holds.
+            const double factor = unit == 0 || largest == 0 ? 0 : double(group[g]) / unit;
             exact = std::fabs(factor) * largest <= limit;
             for (int64_t k = 0; k < own && exact; k++) words[first + k] = int16_t(levels[k] * int(factor));
         }

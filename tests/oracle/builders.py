@@ -239,7 +239,8 @@ def save_bnb(
 class Zoo:
     """Makes each checkpoint when it is first asked for and keeps it for the session.
 
-    Names: "llama" (float folder), "llama/nf4", "llama/nf4-dq", "llama/fp4", "llama/fp4-dq", "llama/int8" (bitsandbytes),
+    Names: "llama" (float folder), "llama/nf4", "llama/nf4-dq", "llama/fp4", "llama/fp4-dq", "llama/int8" (all of them
+    bitsandbytes),
     "llama/bf16", "llama/sharded", "llama/nf4-dq-sharded", "llama_blocks/Q4_0.gguf" (GGUF; see gguf_files).
     """
 

@@ -107,6 +107,9 @@ def random_matrix(kind: Type, rows: int, cols: int, rms: float, rng: np.random.G
         blocks[:, 12:16] = blocks[:, 12:16] & 15 | blocks[:, 12:16] << 4
     if kind == Type.Q2_K:
         blocks[:, :16] = blocks[:, :16] & 15 | blocks[:, :16] << 4
+    if kind == Type.TQ2_0:  # three of the four codes, as its quantiser writes them: the fourth would give a mean
+        digits = rng.integers(0, 3, (len(blocks), 64, 4), dtype=np.uint8)
+        blocks[:, :64] = digits[..., 0] | digits[..., 1] << 2 | digits[..., 2] << 4 | digits[..., 3] << 6
     spread = rng.uniform(0.5, 1.5, len(blocks)).astype(np.float32)
     factor = 1.0
     for _ in range(2):
