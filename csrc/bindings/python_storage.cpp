@@ -1,10 +1,12 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "bindings/python.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
+#include "io/ggml_types.h"
 #include "storage/encode.h"
 #include "storage/storage.h"
 
@@ -36,6 +38,11 @@ py::array_t<T> copy_of(const Plane& plane) {
 
 py::dict planes_of(const Weight& weight) {
     py::dict planes;
+    if (weight.storage == &int8_rows_storage()) {
+        planes["levels"] = copy_of<int8_t>(weight.planes[kInt8RowsLevels]);
+        planes["SCB"] = copy_of<float>(weight.planes[kInt8RowsScb]);
+        return planes;
+    }
     if (!is_bnb4(weight)) {
         for (size_t i = 1; i < weight.planes.size(); i++) {
             if (weight.planes[i])
@@ -74,18 +81,15 @@ Plane plane_from(const py::dict& planes, const char* key) {
 }
 
 const Storage* storage_named(const std::string& format) {
-    const Storage* const all[] = {&nf4_storage(),
-                                  &fp4_storage(),
-                                  &q4_0_storage(),
-                                  &q4_1_storage(),
-                                  &q8_0_storage(),
-                                  &float_storage(DType::f32),
-                                  &float_storage(DType::f16),
-                                  &float_storage(DType::bf16)};
-    for (const Storage* storage : all)
+    std::vector<const Storage*> all = {&nf4_storage(), &fp4_storage(), &int8_rows_storage()};
+    for (const GgmlType& type : ggml_types())
+        if (type.storage != nullptr) all.push_back(type.storage());
+    std::string known;
+    for (const Storage* storage : all) {
         if (storage->name() == format) return storage;
-    fail(ErrorCode::invalid_argument, "weight_from_planes: unknown format \"", format,
-         "\"; expected nf4, fp4, q4_0, q4_1, q8_0, f32, f16 or bf16");
+        known.append(known.empty() ? "" : ", ").append(storage->name());
+    }
+    fail(ErrorCode::invalid_argument, "weight_from_planes: unknown format \"", format, "\"; expected one of ", known);
 }
 
 std::shared_ptr<PyWeight> weight_from_planes(const std::string& format, int64_t rows, int64_t cols, int block_size,
@@ -110,10 +114,12 @@ std::shared_ptr<PyWeight> weight_from_planes(const std::string& format, int64_t 
         } else {
             weight.planes[kBnb4Absmax] = plane_from<float>(planes, "absmax");
         }
+    } else if (weight.storage == &int8_rows_storage()) {
+        weight.planes[kInt8RowsLevels] = plane_from<int8_t>(planes, "levels");
+        weight.planes[kInt8RowsScb] = plane_from<float>(planes, "SCB");
     } else {
         weight.planes[0] = plane_from<uint8_t>(planes, "data");
-        // GGUF blocks are 32 elements; floats have none.
-        if (weight.storage->kind() == StorageKind::floating) weight.block_size = 0;
+        if (weight.storage->block_size() == 0) weight.block_size = 0;  // floats
     }
     weight.storage->validate(weight, "weight_from_planes");
     return wrap(std::move(weight));

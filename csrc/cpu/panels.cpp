@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "cpu/memory.h"
+#include "cpu/words.h"
 
 namespace halfbyte::cpu {
 
@@ -156,23 +157,6 @@ struct Row {
     std::vector<float> scales, offsets;  // [blocks of the source]
 };
 
-/// The values of a float row as integers of at most `limit`; false where one is not finite.
-bool round_row(const float* values, int64_t cols, int64_t block, int limit, int16_t* words, float* scales) {
-    for (int64_t b = 0; b < cols / block; b++, values += block, words += block) {
-        float peak = 0;
-        for (int64_t i = 0; i < block; i++) {
-            if (!std::isfinite(values[i])) return false;
-            peak = std::max(peak, std::fabs(values[i]));
-        }
-        scales[b] = peak / float(limit);
-        // Rounded against the stored scale, which may be subnormal; in float64, where its inverse is finite.
-        const double inverse = scales[b] == 0 ? 0 : 1.0 / double(scales[b]);
-        for (int64_t i = 0; i < block; i++)
-            words[i] = int16_t(std::clamp(std::nearbyint(double(values[i]) * inverse), double(-limit), double(limit)));
-    }
-    return true;
-}
-
 bool exact_in_f16(std::span<const float> values) {
     return std::all_of(values.begin(), values.end(), [](float v) { return f16_to_f32(f32_to_f16(v)) == v; });
 }
@@ -205,9 +189,14 @@ private:
         const StorageKind kind = weight_.storage->kind();
         if (kind == StorageKind::codebook4) codebook_ = static_cast<const Codebook4*>(weight_.storage);
         if (kind == StorageKind::int8_blocks) bytes_ = static_cast<const Int8Blocks*>(weight_.storage);
-        const bool floating = kind == StorageKind::floating;
-        if ((codebook_ == nullptr && bytes_ == nullptr && !floating) || weight_.size() == 0) return false;
-        const int64_t cols = weight_.cols, own = floating ? (cols % 64 == 0 ? 64 : 32) : weight_.block_size;
+        if (weight_.size() == 0 || is_panels(weight_)) return false;
+        if (FineRows::fits(weight_)) {
+            fine_.emplace(weight_);
+            codebook_ = nullptr, bytes_ = nullptr;
+        }
+        const bool blocks = codebook_ != nullptr || bytes_ != nullptr;
+        const int64_t cols = weight_.cols;
+        const int64_t own = blocks ? weight_.block_size : !fine_.has_value() && cols % 64 == 0 ? 64 : 32;
         if (own == 0 || own % 32 != 0 || cols % own != 0) return false;
         const int64_t block = own % 64 == 0 ? 64 : 32;
         panels_ = (weight_.rows + kPanelRows - 1) / kPanelRows, blocks_ = cols / own;
@@ -219,7 +208,7 @@ private:
         PanelTables& t = *tables_;
         t.source = weight_.storage, t.source_block = own;
         t.level_form = codebook_ != nullptr ? LevelForm::codes : bytes_ != nullptr ? LevelForm::bytes : LevelForm::words;
-        t.has_offsets = codebook_ != nullptr && codebook_->has_offsets();
+        t.has_offsets = codebook_ != nullptr ? codebook_->has_offsets() : bytes_ != nullptr && bytes_->has_offsets();
         limit_ = level_max(block);
         if (codebook_ != nullptr) {
             const auto levels = codebook_->levels(weight_);
@@ -239,7 +228,7 @@ private:
             std::memcpy(writable<void>(out_.planes[kNested]), weight_.planes[kBnb4NestedAbsmax].data,
                         out_.planes[kNested].bytes);
         } else {
-            t.scale_form = floating ? ScaleForm::f32 : ScaleForm::f16;
+            t.scale_form = blocks ? ScaleForm::f16 : ScaleForm::f32;
         }
         out_.planes[kLevels] = make_plane(size_t(panels_ * cols / kGroupCols * group_bytes(t.level_form)));
         allocate_scales();
@@ -269,14 +258,18 @@ private:
 
     bool read_row(int64_t r, Row& row) const {
         const auto cols = size_t(weight_.cols), blocks = size_t(blocks_);
-        row.scales.resize(blocks);
+        row.scales.resize(blocks), row.offsets.resize(blocks);
         if (codebook_ != nullptr) {
-            row.levels.resize(cols), row.offsets.resize(blocks);
+            row.levels.resize(cols);
             codebook_->unpack_row(weight_, r, row.levels.data(), row.scales.data(), row.offsets.data());
         } else if (bytes_ != nullptr) {
             row.levels.resize(cols);
-            bytes_->unpack_row(weight_, r, reinterpret_cast<int8_t*>(row.levels.data()), row.scales.data());
+            bytes_->unpack_row(weight_, r, reinterpret_cast<int8_t*>(row.levels.data()), row.scales.data(),
+                               row.offsets.data());
             for (uint8_t& level : row.levels) level ^= uint8_t(kByteBias);
+        } else if (fine_.has_value()) {
+            row.words.resize(cols);
+            return fine_->read(r, limit_, row.words.data(), row.scales.data());
         } else {
             row.values.resize(cols), row.words.resize(cols);
             weight_.storage->decode_row(weight_, r, row.values.data());
@@ -347,6 +340,7 @@ private:
     const Isa& isa_;
     const Codebook4* codebook_ = nullptr;
     const Int8Blocks* bytes_ = nullptr;
+    std::optional<FineRows> fine_;
     PanelTables* tables_ = nullptr;
     int64_t panels_ = 0, blocks_ = 0;  // blocks of the source in a row
     int limit_ = 0;

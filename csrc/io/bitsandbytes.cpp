@@ -14,6 +14,7 @@ namespace {
 using nlohmann::json;
 
 constexpr std::string_view kMarker = ".quant_state.bitsandbytes__";
+constexpr std::string_view kScb = ".SCB";
 
 /// The fields of one quant_state object, read strictly.
 class QuantState {
@@ -142,15 +143,43 @@ BitsAndBytesWeight take_weight(TensorMap& tensors, const std::string& name, cons
     return result;
 }
 
+/// LLM.int8(): `layer`.weight (int8 [out, in]), .SCB (float32 [out]), and in all but old files .weight_format (0: rows).
+BitsAndBytesWeight take_int8_rows(TensorMap& tensors, const std::string& layer, std::string_view file) {
+    const std::string name = layer + ".weight", where = concat(file, ": tensor ", name);
+    const auto levels = tensors.find(name);
+    if (levels == tensors.end()) fail(ErrorCode::corrupt, where, ": it has an SCB, but the tensor itself is missing");
+    BitsAndBytesWeight result;
+    result.shape = levels->second.shape;
+    const MatrixShape shape = matrix_shape(result.shape, where);
+    if (result.shape.size() != 2 || shape.cols < 1 || shape.cols > std::numeric_limits<int32_t>::max()) {
+        fail(ErrorCode::corrupt, where, ": expected a matrix [out, in], found ", shape_text(result.shape));
+    }
+    if (const auto format = tensors.find(layer + ".weight_format"); format != tensors.end()) {
+        const Plane number = take(tensors, layer + ".weight_format", DType::u8, where);
+        if (number.bytes != 1 || *number.as<uint8_t>() != 0) {
+            fail(ErrorCode::unsupported, where,
+                 ": weight_format must be 0 (rows in order); the others are orders of a GPU that ",
+                 "bitsandbytes does not read any more");
+        }
+    }
+    Weight& weight = result.weight;
+    weight.storage = &int8_rows_storage();
+    weight.rows = shape.rows;
+    weight.cols = shape.cols;
+    weight.block_size = int32_t(shape.cols);
+    weight.planes[kInt8RowsLevels] = take(tensors, name, DType::i8, where);
+    weight.planes[kInt8RowsScb] = take(tensors, layer + std::string(kScb), DType::f32, where);
+    weight.storage->validate(weight, where);
+    return result;
+}
+
 }  // namespace
 
 std::map<std::string, BitsAndBytesWeight, std::less<>> take_bitsandbytes(TensorMap& tensors, std::string_view where) {
     std::vector<std::pair<std::string, std::string>> found;  // name, kind
+    std::vector<std::string> rows;                           // layers of LLM.int8()
     for (const auto& [name, entry] : tensors) {
-        if (name.ends_with(".SCB")) {
-            fail(ErrorCode::unsupported, where, ": tensor ", name,
-                 ": bitsandbytes 8-bit weights (LLM.int8) are not supported; save the model in 16 bits or in 4 bits");
-        }
+        if (name.ends_with(kScb)) rows.push_back(name.substr(0, name.size() - kScb.size()));
         const size_t marker = name.find(kMarker);
         if (marker != std::string::npos) found.emplace_back(name.substr(0, marker), name.substr(marker + kMarker.size()));
     }
@@ -158,6 +187,11 @@ std::map<std::string, BitsAndBytesWeight, std::less<>> take_bitsandbytes(TensorM
     for (const auto& [name, kind] : found) {
         if (weights.contains(name)) fail(ErrorCode::corrupt, where, ": tensor ", name, " has two quant_states");
         weights.emplace(name, take_weight(tensors, name, kind, where));
+    }
+    for (const std::string& layer : rows) {
+        const std::string name = layer + ".weight";
+        if (weights.contains(name)) fail(ErrorCode::corrupt, where, ": tensor ", name, " has a quant_state and an SCB");
+        weights.emplace(name, take_int8_rows(tensors, layer, where));
     }
     return weights;
 }

@@ -17,7 +17,7 @@ namespace halfbyte {
 /// After open() returns, the const methods are safe from many threads, except config().
 class Checkpoint {
 public:
-    /// A Hugging Face folder (config.json; model.safetensors or a sharded index; float or bitsandbytes 4-bit), a single
+    /// A Hugging Face folder (config.json; model.safetensors or a sharded index; float or bitsandbytes), a single
     /// .safetensors file (with config.json beside it), or a .gguf file.
     /// Errors: not_found, corrupt, unsupported (a pickle: the text says how to convert it), io.
     static std::unique_ptr<Checkpoint> open(const std::filesystem::path& path);

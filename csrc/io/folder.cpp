@@ -111,22 +111,13 @@ void check_quantization(const json& config, const std::string& where) {
     if (!found->is_object())
         fail(ErrorCode::corrupt, where, ": quantization_config must be an object, found ", found->dump());
     const auto method = found->find("quant_method");
-    const auto flag = [&](const char* name) {
-        const auto value = found->find(name);
-        return value != found->end() && value->is_boolean() && value->get<bool>();
-    };
     // Files of the first versions have no quant_method: only bitsandbytes existed.
     if (method != found->end() && *method != "bitsandbytes") {
         fail(ErrorCode::unsupported, where, ": quantization_config.quant_method is ", method->dump(),
-             "; halfbyte reads \"bitsandbytes\" in 4 bits and float weights");
+             "; halfbyte reads \"bitsandbytes\" and float weights");
     }
     if (method == found->end() && !found->contains("load_in_4bit") && !found->contains("load_in_8bit")) {
         fail(ErrorCode::unsupported, where, ": quantization_config names no quant_method");
-    }
-    if (flag("load_in_8bit") || flag("_load_in_8bit")) {
-        fail(ErrorCode::unsupported, where,
-             ": quantization_config.load_in_8bit: bitsandbytes 8-bit weights (LLM.int8) are not supported; "
-             "save the model in 16 bits or in 4 bits");
     }
 }
 

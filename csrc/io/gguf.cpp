@@ -11,9 +11,6 @@
 
 namespace halfbyte {
 
-namespace {
-
-/// Bytes of one value of fixed size; 0 for strings and arrays.
 size_t value_size(GgufType type) {
     switch (type) {
         case GgufType::u8:
@@ -32,8 +29,6 @@ size_t value_size(GgufType type) {
     }
     return 0;
 }
-
-}  // namespace
 
 /// Walks the file once. Everything it takes is checked against what is left.
 class GgufParser {

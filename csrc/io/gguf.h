@@ -17,6 +17,9 @@ namespace halfbyte {
 /// The numbers that the file uses.
 enum class GgufType : uint32_t { u8, i8, u16, i16, u32, i32, f32, boolean, string, array, u64, i64, f64 };
 
+/// Bytes of one value of fixed size; 0 for strings and arrays.
+size_t value_size(GgufType type);
+
 /// One metadata value, still in the mapped file.
 struct GgufValue {
     GgufType type = GgufType::u8;
@@ -55,25 +58,38 @@ private:
     std::map<std::string, GgufTensor, std::less<>> tensors_;
 };
 
-/// A model in one GGUF file. Arrays longer than `kMaxArray` are left out of metadata_json().
+/// The file at `path`; where it is one part of a split model ("NAME-00002-of-00003.gguf", split.count > 1), all of its parts in
+/// order, whichever of them `path` names. The first holds the metadata. Errors: those of GgufFile::open; not_found (a part is
+/// missing); unsupported (a part under another name); corrupt (parts that contradict each other).
+std::vector<GgufFile> open_gguf_parts(const std::filesystem::path& path);
+
+/// A model in one GGUF file, or in the parts of a split one. Arrays longer than `kMaxArray` are left out of metadata_json().
 class GgufCheckpoint final : public Checkpoint {
 public:
     static constexpr uint64_t kMaxArray = 64;
-    /// Errors: those of GgufFile::open; corrupt (no general.architecture); unsupported (an adapter, a split file).
+    /// Errors: those of open_gguf_parts; corrupt (no general.architecture); unsupported (an adapter, quantised tensors of
+    /// another version of the formats).
     explicit GgufCheckpoint(const std::filesystem::path& path);
 
-    const GgufFile& file() const { return file_; }
+    const GgufFile& file() const { return files_.front(); }  ///< with all metadata
     std::string_view format() const override { return "gguf"; }
     const Config& config() const override { return config_; }
     const std::vector<std::string>& names() const override { return names_; }
-    bool contains(std::string_view name) const override { return file_.tensors().contains(name); }
+    bool contains(std::string_view name) const override { return tensors_.contains(name); }
     std::vector<int64_t> shape(std::string_view name) const override;
     Weight weight(std::string_view name) const override;
     std::string metadata_json() const override;
 
 private:
-    GgufFile file_;
+    struct Located {
+        const GgufFile* file;
+        const GgufTensor* tensor;
+    };
+    const Located& require(std::string_view name) const;
+
+    std::vector<GgufFile> files_;
     Config config_;
+    std::map<std::string_view, Located> tensors_;  // names as files_ holds them
     std::vector<std::string> names_;
 };
 

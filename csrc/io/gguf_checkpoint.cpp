@@ -75,14 +75,6 @@ Config make_config(const GgufFile& file) {
              ": this is an adapter, not a model: load its base model, then the adapter");
     }
     if (document->gguf_architecture.empty()) fail(ErrorCode::corrupt, file.where(), ": general.architecture is missing");
-    if (const GgufValue* split = file.find("split.count"); split != nullptr) {
-        const json count = to_json(*split);
-        if (!count.is_number_integer()) fail(ErrorCode::corrupt, file.where(), ": split.count must be an integer");
-        if (count > 1) {
-            fail(ErrorCode::unsupported, file.where(), ": one of ", count.dump(),
-                 " parts of a split model; join them into one file first (llama-gguf-split --merge)");
-        }
-    }
     const std::string prefix = document->gguf_architecture + ".";
     for (const std::string& key : file.keys()) {
         if (key.starts_with(prefix)) document->fields[key.substr(prefix.size())] = to_json(*file.find(key));
@@ -90,55 +82,70 @@ Config make_config(const GgufFile& file) {
     return Config(file.where(), true, std::move(document));
 }
 
-const Storage* storage_of(uint32_t type) {
-    switch (type) {
-        case 0: return &float_storage(DType::f32);
-        case 1: return &float_storage(DType::f16);
-        case 2: return &q4_0_storage();
-        case 3: return &q4_1_storage();
-        case 8: return &q8_0_storage();
-        case 30: return &float_storage(DType::bf16);
-        default: return nullptr;
-    }
+/// "Q4_0, Q4_1, ...": the types that can be read.
+std::string readable_types() {
+    std::string list;
+    for (const GgmlType& type : ggml_types())
+        if (type.storage != nullptr) list.append(list.empty() ? "" : ", ").append(type.name);
+    return list;
 }
 
-const GgufTensor& require(const GgufFile& file, std::string_view name) {
-    const auto found = file.tensors().find(name);
-    if (found == file.tensors().end()) fail(ErrorCode::not_found, file.where(), ": there is no tensor ", name);
-    return found->second;
+/// The block formats have a version of their own; today's is 2, and those before it meant other values by the same bytes.
+void check_quantization_version(const GgufFile& file) {
+    const GgufValue* value = file.find("general.quantization_version");
+    if (value == nullptr) return;
+    const json version = to_json(*value);
+    if (!version.is_number_integer() || version != 2) {
+        fail(ErrorCode::unsupported, file.where(), ": general.quantization_version is ", version.dump(), ", expected 2");
+    }
 }
 
 }  // namespace
 
 GgufCheckpoint::GgufCheckpoint(const std::filesystem::path& path)
-    : Checkpoint(path), file_(GgufFile::open(path)), config_(make_config(file_)) {
-    for (const auto& [name, tensor] : file_.tensors()) names_.push_back(name);
+    : Checkpoint(path), files_(open_gguf_parts(path)), config_(make_config(files_.front())) {
+    check_quantization_version(files_.front());
+    for (const GgufFile& part : files_) {
+        for (const auto& [name, tensor] : part.tensors()) {
+            const auto [place, inserted] = tensors_.emplace(name, Located{&part, &tensor});
+            if (!inserted) {
+                fail(ErrorCode::corrupt, part.where(), ": tensor ", name, " is in ", place->second.file->where(), " too");
+            }
+        }
+    }
+    for (const auto& [name, located] : tensors_) names_.emplace_back(name);
 }
 
-std::vector<int64_t> GgufCheckpoint::shape(std::string_view name) const { return require(file_, name).shape; }
+const GgufCheckpoint::Located& GgufCheckpoint::require(std::string_view name) const {
+    const auto found = tensors_.find(name);
+    if (found == tensors_.end()) fail(ErrorCode::not_found, file().where(), ": there is no tensor ", name);
+    return found->second;
+}
+
+std::vector<int64_t> GgufCheckpoint::shape(std::string_view name) const { return require(name).tensor->shape; }
 
 Weight GgufCheckpoint::weight(std::string_view name) const {
-    const GgufTensor& tensor = require(file_, name);
-    const std::string where = concat(file_.where(), ": tensor ", name);
-    Weight weight;
-    weight.storage = storage_of(tensor.type);
-    if (weight.storage == nullptr) {
-        fail(ErrorCode::unsupported, where, ": type ", find_ggml_type(tensor.type)->name,
-             " is not supported; expected F32, F16, BF16, Q8_0, Q4_0 or Q4_1");
+    const auto& [file, tensor] = require(name);
+    const std::string where = concat(file->where(), ": tensor ", name);
+    const GgmlType& type = *find_ggml_type(tensor->type);
+    if (type.storage == nullptr) {
+        fail(ErrorCode::unsupported, where, ": type ", type.name, " is not supported; expected one of ", readable_types());
     }
-    const MatrixShape shape = matrix_shape(tensor.shape, where);
+    const MatrixShape shape = matrix_shape(tensor->shape, where);
+    Weight weight;
+    weight.storage = type.storage();
     weight.rows = shape.rows;
     weight.cols = shape.cols;
-    weight.block_size = weight.storage->kind() == StorageKind::floating ? 0 : 32;
-    weight.planes[0] = tensor.bytes;  // the format's alignment is at least 8
+    weight.block_size = weight.storage->block_size();
+    weight.planes[0] = tensor->bytes;  // the format's alignment is at least 8
     weight.storage->validate(weight, where);
     return weight;
 }
 
 std::string GgufCheckpoint::metadata_json() const {
     ordered_json all = ordered_json::object();
-    for (const std::string& key : file_.keys()) {
-        const GgufValue& value = *file_.find(key);
+    for (const std::string& key : file().keys()) {
+        const GgufValue& value = *file().find(key);
         if (value.type == GgufType::array && value.count > kMaxArray) continue;
         all[key] = to_json(value);
     }

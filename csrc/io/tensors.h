@@ -30,13 +30,14 @@ Weight float_weight(const SafetensorsEntry& entry, std::string_view where);
 
 using TensorMap = std::map<std::string, SafetensorsEntry, std::less<>>;
 
-/// One weight of a bitsandbytes 4-bit checkpoint, its planes found and its quant_state read.
+/// One weight of a bitsandbytes checkpoint, its planes found and its quant_state read.
 struct BitsAndBytesWeight {
     std::vector<int64_t> shape;
     Weight weight;
 };
 
-/// Takes every 4-bit weight, with all its parts, out of `tensors`; what is left there is plain. `where` starts the errors.
+/// Takes every 4-bit weight and every one of LLM.int8(), with all its parts, out of `tensors`; what is left there is plain.
+/// `where` starts the errors.
 /// The layout is bitsandbytes' own: functional.py, class QuantState (as_dict, from_dict). Errors: corrupt, unsupported.
 std::map<std::string, BitsAndBytesWeight, std::less<>> take_bitsandbytes(TensorMap& tensors, std::string_view where);
 

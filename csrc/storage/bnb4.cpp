@@ -95,6 +95,16 @@ public:
         storage::bnb4_scales(weight, row * per_row, per_row, scales);
     }
 
+    void check_scales(const Weight& weight, int64_t row, std::string_view where) const override {
+        // Blocks may cross rows.
+        const int64_t last = (row + 1) * weight.cols;
+        for (int64_t i = row * weight.cols; i < last; i = (i / weight.block_size + 1) * weight.block_size) {
+            float scale;
+            storage::bnb4_scales(weight, i / weight.block_size, 1, &scale);
+            if (!std::isfinite(scale)) storage::fail_scale(where, row, i - row * weight.cols, "scale (absmax)", scale);
+        }
+    }
+
 private:
     std::string_view name_;
 };

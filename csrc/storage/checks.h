@@ -31,14 +31,11 @@ inline void check_plane(const Weight& weight, int index, std::string_view plane,
     }
 }
 
-/// GGUF block formats: plane 0 holds rows of whole blocks, `block_bytes` for every 32 elements.
-inline void check_blocks_of_32(const Weight& weight, size_t block_bytes, std::string_view where) {
-    const int64_t count = element_count(weight, where);
-    if (weight.cols % 32 != 0) {
-        fail(ErrorCode::corrupt, where, ": rows of ", weight.cols, " elements are not a whole number of blocks of 32");
-    }
-    if (weight.block_size != 32) fail(ErrorCode::corrupt, where, ": block size ", weight.block_size, ", expected 32");
-    check_plane(weight, 0, "data", size_t(count / 32) * block_bytes, where);
+/// Error corrupt for a scale or offset that is no number.
+template <class Value>
+[[noreturn]] void fail_scale(std::string_view where, int64_t row, int64_t column, const char* what, const Value& value) {
+    fail(ErrorCode::corrupt, where, ": the ", what, " of row ", row, " from column ", column, " on is ", value,
+         ", expected a finite number; the file is damaged");
 }
 
 }  // namespace halfbyte::storage

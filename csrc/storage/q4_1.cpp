@@ -3,55 +3,29 @@
 // gguf/quants.py, class Q4_1.
 #include <array>
 
-#include "storage/checks.h"
 #include "storage/ggml_blocks.h"
-#include "storage/storage.h"
 
 namespace halfbyte {
 
 namespace {
 
-using storage::ggml_block, storage::half_at, storage::kGgmlBlock;
+struct Q41 {
+    static constexpr std::string_view kName = "q4_1";
+    static constexpr int kElements = 32, kBytes = 20, kScaled = 32;
+    static constexpr bool kOffsets = true;
+    static constexpr std::array<float, 16> kLevels = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-constexpr int kBlockBytes = 20;
-constexpr std::array<float, 16> kLevels = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
-class Q41Storage final : public Codebook4 {
-public:
-    std::string_view name() const override { return "q4_1"; }
-    bool has_offsets() const override { return true; }
-    std::span<const float, 16> levels(const Weight&) const override { return kLevels; }
-
-    void validate(const Weight& weight, std::string_view where) const override {
-        storage::check_blocks_of_32(weight, kBlockBytes, where);
-    }
-
-    void decode_row(const Weight& weight, int64_t row, float* out) const override {
-        for (int64_t b = 0; b < weight.cols / kGgmlBlock; b++, out += kGgmlBlock) {
-            const uint8_t* block = ggml_block(weight, kBlockBytes, row, b);
-            const float scale = half_at(block);
-            const float offset = half_at(block + 2);
-            for (int j = 0; j < kGgmlBlock / 2; j++) {
-                out[j] = kLevels[block[4 + j] & 15] * scale + offset;
-                out[j + 16] = kLevels[block[4 + j] >> 4] * scale + offset;
-            }
-        }
-    }
-
-    void unpack_row(const Weight& weight, int64_t row, uint8_t* codes, float* scales, float* offsets) const override {
-        for (int64_t b = 0; b < weight.cols / kGgmlBlock; b++, codes += kGgmlBlock) {
-            const uint8_t* block = ggml_block(weight, kBlockBytes, row, b);
-            scales[b] = half_at(block);
-            offsets[b] = half_at(block + 2);
-            storage::unpack_ggml_nibbles(block + 4, codes);
-        }
+    static void codes(const uint8_t* block, uint8_t* codes) { storage::unpack_ggml_runs<16>(block + 4, kElements, codes); }
+    static void scales(const uint8_t* block, float* scales, float* offsets) {
+        scales[0] = storage::half_at(block);
+        offsets[0] = storage::half_at(block + 2);
     }
 };
 
 }  // namespace
 
 const Codebook4& q4_1_storage() {
-    static const Q41Storage instance;
+    static const storage::GgmlCodebook<Q41> instance;
     return instance;
 }
 

@@ -20,18 +20,20 @@ Weight reorder_rows(const Weight& weight, std::span<const int64_t> order) {
     }
     if (weight.storage == &nf4_storage() || weight.storage == &fp4_storage())
         return storage::bnb4_reorder_rows(weight, order);
-    if (weight.storage->kind() == StorageKind::other || weight.planes[1]) {
+    if (!weight.storage->planes_are_rows()) {
         fail(ErrorCode::unsupported, "rows of a ", weight.storage->name(), " weight cannot be put in another order");
     }
-    // Floats and the GGUF formats: one plane, every row a run of bytes of its own.
-    const size_t row_bytes = weight.rows == 0 ? 0 : weight.planes[0].bytes / size_t(weight.rows);
     Weight result = weight;
     result.rows = int64_t(order.size());
-    result.planes[0] = allocate_plane(order.size() * row_bytes);
-    auto* to = static_cast<uint8_t*>(const_cast<void*>(result.planes[0].data));
-    for (const int64_t row : order) {
-        std::memcpy(to, weight.planes[0].as<uint8_t>() + size_t(row) * row_bytes, row_bytes);
-        to += row_bytes;
+    for (size_t p = 0; p < weight.planes.size(); p++) {
+        if (!weight.planes[p]) continue;
+        const size_t row_bytes = weight.rows == 0 ? 0 : weight.planes[p].bytes / size_t(weight.rows);
+        result.planes[p] = allocate_plane(order.size() * row_bytes);
+        auto* to = static_cast<uint8_t*>(const_cast<void*>(result.planes[p].data));
+        for (const int64_t row : order) {
+            std::memcpy(to, weight.planes[p].as<uint8_t>() + size_t(row) * row_bytes, row_bytes);
+            to += row_bytes;
+        }
     }
     return result;
 }

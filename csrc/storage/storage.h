@@ -29,11 +29,19 @@ public:
     virtual void validate(const Weight& weight, std::string_view where) const = 0;
     /// Row `row` as float32 into out[cols]. The exact value of the format, float32 arithmetic in the reference's order.
     virtual void decode_row(const Weight& weight, int64_t row, float* out) const = 0;
+    /// Elements that share a scale, where the format fixes their number; 0: no scales, or the weight tells (bitsandbytes).
+    virtual int32_t block_size() const { return 0; }
+    /// Every plane is [rows][bytes of a row], so that rows are moved by moving bytes.
+    virtual bool planes_are_rows() const { return false; }
+    /// Error corrupt where a scale or offset of row `row` is not a finite number. validate() leaves this out: it would have
+    /// to read the whole weight.
+    virtual void check_scales(const Weight& /*weight*/, int64_t /*row*/, std::string_view /*where*/) const {}
 };
 
 class FloatStorage : public Storage {
 public:
     StorageKind kind() const override { return StorageKind::floating; }
+    bool planes_are_rows() const override { return true; }
     virtual DType dtype() const = 0;  ///< f32, f16 or bf16. Plane 0: [rows, cols] elements.
 };
 
@@ -50,21 +58,47 @@ public:
     virtual void unpack_row(const Weight& weight, int64_t row, uint8_t* codes, float* scales, float* offsets) const = 0;
 };
 
-/// value = level * scale, level a signed byte, one scale per block of consecutive elements of a row.
+/// value = level * scale + offset, level a signed byte, one scale and offset per block of consecutive elements of a row.
 class Int8Blocks : public Storage {
 public:
     StorageKind kind() const override { return StorageKind::int8_blocks; }
-    /// levels[cols], scales[cols / block_size]. cols is a multiple of block_size.
-    virtual void unpack_row(const Weight& weight, int64_t row, int8_t* levels, float* scales) const = 0;
+    virtual bool has_offsets() const { return false; }
+    /// levels[cols], scales[cols / block_size], offsets[cols / block_size] (untouched where has_offsets() is false; may then
+    /// be null). cols is a multiple of block_size.
+    virtual void unpack_row(const Weight& weight, int64_t row, int8_t* levels, float* scales, float* offsets) const = 0;
 };
 
 // The formats. Plane layout of each is told in its file.
 const FloatStorage& float_storage(DType dtype);  ///< f32, f16, bf16; anything else: Error internal.
 const Codebook4& nf4_storage();                  ///< bitsandbytes NF4, plain or double-quantised scales.
 const Codebook4& fp4_storage();                  ///< bitsandbytes FP4, likewise.
-const Codebook4& q4_0_storage();                 ///< GGUF Q4_0.
-const Codebook4& q4_1_storage();                 ///< GGUF Q4_1.
+const Int8Blocks& int8_rows_storage();           ///< bitsandbytes LLM.int8(): one scale a row.
 const Int8Blocks& q8_0_storage();                ///< GGUF Q8_0; also what quantize="int8" makes.
+
+// The other formats of GGUF. Where a format's scales stand for 16 elements it says so: kernels take blocks of 32 or more.
+const Storage& f64_storage();  ///< float64, rounded to float32.
+const Codebook4& q4_0_storage();
+const Codebook4& q4_1_storage();
+const Int8Blocks& q5_0_storage();
+const Int8Blocks& q5_1_storage();
+const Codebook4& q2_k_storage();  ///< blocks of 16
+const Int8Blocks& q3_k_storage();
+const Codebook4& q4_k_storage();
+const Int8Blocks& q5_k_storage();
+const Int8Blocks& q6_k_storage();  ///< blocks of 16
+const Codebook4& iq4_nl_storage();
+const Codebook4& iq4_xs_storage();
+const Codebook4& mxfp4_storage();
+const Codebook4& nvfp4_storage();  ///< blocks of 16
+const Codebook4& iq1_s_storage();
+const Codebook4& iq1_m_storage();  ///< blocks of 16
+const Codebook4& iq2_xxs_storage();
+const Codebook4& iq2_xs_storage();  ///< blocks of 16
+const Codebook4& iq2_s_storage();   ///< blocks of 16
+const Codebook4& iq3_xxs_storage();
+const Codebook4& iq3_s_storage();
+const Codebook4& tq1_0_storage();
+const Codebook4& tq2_0_storage();
 
 /// Planes of NF4 and FP4, as bitsandbytes stores them; blocks run over the flattened row-major matrix and may cross rows.
 enum Bnb4Plane : int {
@@ -73,6 +107,12 @@ enum Bnb4Plane : int {
     kBnb4Map = 2,           ///< f32 [16], the levels of this very file
     kBnb4NestedAbsmax = 3,  ///< double-quantised only: f32 [ceil(blocks / nested_block_size)]
     kBnb4NestedMap = 4,     ///< double-quantised only: f32 [256]
+};
+
+/// Planes of int8_rows_storage(). block_size is cols.
+enum Int8RowsPlane : int {
+    kInt8RowsLevels = 0,  ///< i8 [rows, cols]
+    kInt8RowsScb = 1,     ///< f32 [rows]: what 127 stands for
 };
 
 /// The whole weight as float32 [rows, cols].

@@ -64,7 +64,7 @@ def adapter_name(options: argparse.Namespace) -> str | None:
 def describe(model: Model) -> str:
     """What runs, in one line: name, format, storages, bits a weight, device."""
     info = model.info
-    kinds = {"gguf": "GGUF", "bitsandbytes": "bitsandbytes 4-bit"}
+    kinds = {"gguf": "GGUF", "bitsandbytes": "bitsandbytes"}
     name = Path(info["path"]).name
     storages = "+".join(kind for kind, count in info["storages"].items() if count > 0.001 * info["parameters"])
     return (

@@ -42,7 +42,7 @@ def load(
     """Open a checkpoint.
 
     Args:
-        path: a Hugging Face folder (float or bitsandbytes 4-bit), a .safetensors file with its config.json beside it,
+        path: a Hugging Face folder (float or bitsandbytes), a .safetensors file with its config.json beside it,
             or a .gguf file. Weights run with the values they hold.
         quantize: round the linear layers while loading: "nf4", "fp4", "int8", "bf16" or "f16". None: as they are.
         device: "cpu", "cuda" or "auto".

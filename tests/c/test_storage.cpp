@@ -1,11 +1,15 @@
 // What Python does not reach: unpacked rows and reordered rows hold the values of decoded ones.
 #include "storage/storage.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
 
 #include "check.h"
+#include "core/error.h"
+#include "io/ggml_types.h"
 #include "storage/encode.h"
 
 using namespace halfbyte;
@@ -38,20 +42,23 @@ bool equal_bits(const float* a, const float* b, int64_t count) {
     return std::memcmp(a, b, size_t(count) * sizeof(float)) == 0;
 }
 
-/// A GGUF weight of arbitrary bytes: scales and offsets are moderate, codes are anything.
-Weight blocks(const Storage& storage, int64_t rows, int64_t cols, size_t block_bytes, size_t halves) {
+/// The same numbers: zeros of either sign are one.
+bool equal(const std::vector<float>& a, const float* b) { return std::equal(a.begin(), a.end(), b); }
+
+/// A GGUF weight of arbitrary bytes. None has the bits of an infinite or NaN float16 anywhere, so that scales are finite.
+Weight blocks(const GgmlType& type, int64_t rows, int64_t blocks_a_row) {
     Weight weight;
     weight.rows = rows;
-    weight.cols = cols;
-    weight.storage = &storage;
-    weight.block_size = 32;
-    weight.planes[0] = allocate_plane(size_t(rows * cols / 32) * block_bytes);
+    weight.cols = blocks_a_row * type.block;
+    weight.storage = type.storage();
+    weight.block_size = weight.storage->block_size();
+    weight.planes[0] = allocate_plane(size_t(rows * blocks_a_row) * size_t(type.bytes));
     auto* bytes = const_cast<uint8_t*>(weight.planes[0].as<uint8_t>());
     for (size_t i = 0; i < weight.planes[0].bytes; i++) {
         bytes[i] = uint8_t(i * 89 + i / 7);
-        if (i % block_bytes < 2 * halves && i % 2 == 1) bytes[i] = uint8_t(0x30 + i % 8);
+        if ((bytes[i] & 0x7c) == 0x7c || bytes[i] >> 4 == 7 || bytes[i] >> 4 == 15) bytes[i] ^= 0x40;
     }
-    storage.validate(weight, "test");
+    weight.storage->validate(weight, "test");
     return weight;
 }
 
@@ -92,12 +99,16 @@ void check_unpacked(const Weight& weight) {
             }
         } else {
             std::vector<int8_t> levels(cols);
-            dynamic_cast<const Int8Blocks&>(*weight.storage).unpack_row(weight, row, levels.data(), scales.data());
+            const auto& bytes = dynamic_cast<const Int8Blocks&>(*weight.storage);
+            bytes.unpack_row(weight, row, levels.data(), scales.data(), bytes.has_offsets() ? offsets.data() : nullptr);
             for (size_t i = 0; i < levels.size(); i++) {
-                row_values[i] = float(levels[i]) * scales[i / size_t(weight.block_size)];
+                const size_t block = i / size_t(weight.block_size);
+                row_values[i] = float(levels[i]) * scales[block];
+                if (bytes.has_offsets()) row_values[i] += offsets[block];
             }
         }
-        CHECK(equal_bits(row_values.data(), &expected[size_t(row * weight.cols)], weight.cols));
+        CHECK(equal(row_values, &expected[size_t(row * weight.cols)]));
+        weight.storage->check_scales(weight, row, "test");
     }
 }
 
@@ -117,11 +128,48 @@ TEST(rows_of_bitsandbytes_weights) {
 }
 
 TEST(rows_of_gguf_weights) {
-    for (const Weight& weight : {blocks(q4_0_storage(), 7, 96, 18, 1), blocks(q4_1_storage(), 7, 96, 20, 2),
-                                 blocks(q8_0_storage(), 7, 96, 34, 1), encoded("int8", 7, 64, 0, false)}) {
-        check_unpacked(weight);
+    int formats = 0;
+    for (const GgmlType& type : ggml_types()) {
+        if (type.storage == nullptr) continue;
+        const Weight weight = blocks(type, 7, 3);
         check_reordered(weight);
+        if (type.block == 1) continue;  // floats
+        check_unpacked(weight);
+        formats++;
     }
+    CHECK(formats >= 23);
+    check_unpacked(encoded("int8", 7, 64, 0, false));
+}
+
+TEST(scales_that_are_no_numbers) {
+    for (const GgmlType& type : ggml_types()) {
+        if (type.storage == nullptr || type.block == 1) continue;
+        Weight weight = blocks(type, 3, 2);
+        // All ones: a float16's NaN, e8m0's NaN; but 240 in the scales of NVFP4, which gguf reads so.
+        auto* bytes = const_cast<uint8_t*>(weight.planes[0].as<uint8_t>());
+        std::memset(bytes + weight.planes[0].bytes / 6 * 3, 0xff, size_t(type.bytes));  // row 1, second block
+        for (const int64_t row : {0, 2}) weight.storage->check_scales(weight, row, "test");
+        if (type.name == "NVFP4") continue;
+        const std::string error = check::error_of([&] { weight.storage->check_scales(weight, 1, "test"); });
+        CHECK(check::contains(error, concat("test: the ")));
+        CHECK(check::contains(error, concat("of row 1 from column ", type.block, " on is")));
+    }
+}
+
+TEST(rows_of_int8) {
+    Weight weight;
+    weight.rows = 7, weight.cols = 64, weight.block_size = 64;
+    weight.storage = &int8_rows_storage();
+    weight.planes[kInt8RowsLevels] = allocate_plane(7 * 64);
+    weight.planes[kInt8RowsScb] = allocate_plane(7 * sizeof(float));
+    for (int i = 0; i < 7 * 64; i++) const_cast<int8_t*>(weight.planes[kInt8RowsLevels].as<int8_t>())[i] = int8_t(i * 89);
+    auto* scb = const_cast<float*>(weight.planes[kInt8RowsScb].as<float>());
+    for (int i = 0; i < 7; i++) scb[i] = 0.25f * float(i + 1);
+    weight.storage->validate(weight, "test");
+    check_reordered(weight);
+    weight.storage->check_scales(weight, 3, "test");
+    scb[3] = INFINITY;
+    CHECK(check::contains(check::error_of([&] { weight.storage->check_scales(weight, 3, "test"); }), "row 3"));
 }
 
 TEST(rows_of_floats) {

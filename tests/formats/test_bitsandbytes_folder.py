@@ -133,7 +133,10 @@ DTYPES = {"uint8": "U8", "float32": "F32", "float16": "F16", "int8": "I8"}
 
 def model_bytes(parts: dict[str, Any], state: Any, key: str = KEY) -> bytes:
     text = state if isinstance(state, bytes) else json.dumps(state).encode()
-    arrays = {**parts, key: np.frombuffer(text, np.uint8)}
+    return tensor_bytes({**parts, key: np.frombuffer(text, np.uint8)})
+
+
+def tensor_bytes(arrays: dict[str, Any]) -> bytes:
     header, data = {}, b""
     for name, array in arrays.items():
         header[name] = entry(DTYPES[str(array.dtype)], list(array.shape), len(data), len(data) + array.nbytes)
@@ -189,7 +192,6 @@ BROKEN: list[tuple[str, dict[str, Any], Any, type[Exception], str]] = [
     ("unknown field", PLAIN_PARTS, {**STATE, "act_order": True}, U, 'the field "act_order" is not known'),
     ("not JSON", PLAIN_PARTS, b"\x80\x04pickle", C, "not valid JSON"),
     ("a list", PLAIN_PARTS, [1], C, "not a JSON object"),
-    ("int8 weights", {"v.weight": np.zeros(4, np.int8), "v.SCB": np.ones(1, np.float32), **PLAIN_PARTS}, STATE, U, "LLM.int8"),
 ]  # fmt: skip
 
 
@@ -216,3 +218,75 @@ def test_misaligned_scales(tmp_path: Path) -> None:
     aligned = _core.Checkpoint(str(write_folder(tmp_path / "a", model_bytes(PLAIN_PARTS, STATE)))).weight("w")
     moved = _core.Checkpoint(str(write_folder(tmp_path / "b", model_bytes(parts, STATE)))).weight("w")
     np.testing.assert_array_equal(moved.dequantize(), aligned.dequantize())
+
+
+# --- LLM.int8() -----------------------------------------------------------------------------------------------------
+
+
+def test_int8_saved_by_transformers(float_folder: Path, tmp_path: Path) -> None:
+    """Every weight is what bitsandbytes decodes, bit for bit."""
+    quantization = BitsAndBytesConfig(load_in_8bit=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        float_folder, quantization_config=quantization, dtype=torch.float32, device_map="cpu"
+    )
+    model.save_pretrained(tmp_path / "m")
+    stored = load_file(tmp_path / "m" / "model.safetensors")
+    checkpoint = _core.Checkpoint(str(tmp_path / "m"))
+    assert checkpoint.format == "bitsandbytes"
+    assert checkpoint.names() == sorted(name for name in stored if not name.endswith((".SCB", ".weight_format")))
+    rows = 0
+    for name in checkpoint.names():
+        weight, expected = checkpoint.weight(name), stored[name]
+        if expected.dtype == torch.int8:
+            scb = stored[name.removesuffix("weight") + "SCB"]
+            assert (weight.format, weight.block_size) == ("int8_rows", expected.shape[1])
+            expected = bnb.int8_vectorwise_dequant(expected, scb)
+            rows += 1
+        assert checkpoint.shape(name) == list(expected.shape)
+        np.testing.assert_array_equal(weight.dequantize(), np.atleast_2d(expected.numpy()), name)
+    assert rows == 14
+
+
+def test_int8_decodes_every_level(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    levels = np.tile(np.arange(-128, 128, dtype=np.int8), (999, 1))
+    scb = (rng.standard_normal(999) * np.exp(20 * rng.standard_normal(999))).astype(np.float32)
+    weight = _core.weight_from_planes("int8_rows", 999, 256, 256, {"levels": levels.reshape(-1), "SCB": scb})
+    expected = bnb.int8_vectorwise_dequant(torch.from_numpy(levels), torch.from_numpy(scb)).numpy()
+    np.testing.assert_array_equal(weight.dequantize().view(np.uint32), expected.view(np.uint32))
+    planes = weight.planes()
+    assert planes["levels"].tobytes() == levels.tobytes() and planes["SCB"].tobytes() == scb.tobytes()
+
+
+INT8: dict[str, Any] = {
+    "v.weight": np.arange(12, dtype=np.int8).reshape(3, 4),
+    "v.SCB": np.ones(3, np.float32),
+    "v.weight_format": np.zeros((), np.uint8),
+}
+BROKEN_INT8: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("no weight", without(INT8, "v.weight"), C, "tensor v.weight: it has an SCB, but the tensor itself is missing"),
+    ("no SCB", without(INT8, "v.SCB"), U, "tensor v.weight: a weight of dtype int8 is not supported"),
+    ("float weight", {**INT8, "v.weight": np.ones((3, 4), np.float32)}, C, "v.weight must be int8, found float32"),
+    ("half SCB", {**INT8, "v.SCB": np.ones(3, np.float16)}, C, "v.SCB must be float32, found float16"),
+    ("few SCB", {**INT8, "v.SCB": np.ones(2, np.float32)}, C, "needs 12 bytes of SCB, found 8"),
+    ("a vector", {**INT8, "v.weight": np.arange(12, dtype=np.int8)}, C, r"expected a matrix \[out, in\], found \[12\]"),
+    ("no columns", {**INT8, "v.weight": np.zeros((3, 0), np.int8)}, C, r"expected a matrix \[out, in\], found \[3, 0\]"),
+    ("col32", {**INT8, "v.weight_format": np.array(1, np.uint8)}, U, "weight_format must be 0"),
+    ("format a float", {**INT8, "v.weight_format": np.zeros((), np.float32)}, C, "v.weight_format must be uint8"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "text"), [case[1:] for case in BROKEN_INT8], ids=[c[0] for c in BROKEN_INT8]
+)
+def test_broken_int8(tmp_path: Path, parts: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        _core.Checkpoint(str(write_folder(tmp_path / "m", tensor_bytes(parts)))).weight("v.weight")
+
+
+def test_int8_of_old_files(tmp_path: Path) -> None:
+    """Without weight_format: rows."""
+    for name, parts in (("new", INT8), ("old", without(INT8, "v.weight_format"))):
+        checkpoint = _core.Checkpoint(str(write_folder(tmp_path / name, tensor_bytes(parts))))
+        assert checkpoint.names() == ["v.weight"]
+        assert checkpoint.weight("v.weight").format == "int8_rows"

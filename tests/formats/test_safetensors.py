@@ -294,7 +294,6 @@ def test_what_is_not_a_checkpoint(tmp_path: Path) -> None:
         (b'{"model_type": 3}', _core.CorruptFileError, '"model_type" must be a name, found 3'),
         (b'{"quantization_config": {"quant_method": "gptq"}}', _core.UnsupportedError, 'quant_method is "gptq"'),
         (b'{"quantization_config": {"bits": 4}}', _core.UnsupportedError, "names no quant_method"),
-        (b'{"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": true}}', _core.UnsupportedError, "LLM.int8"),
         (b'{"quantization_config": 4}', _core.CorruptFileError, "quantization_config must be an object"),
     ],
 )  # fmt: skip

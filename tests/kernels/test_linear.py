@@ -8,7 +8,7 @@ from kernel_checks import relative
 
 from halfbyte import _core
 
-FORMATS = ["nf4", "nf4-128", "fp4", "fp4-32", "int8", "f32", "f16", "bf16", "q4_0", "q4_1"]
+FORMATS = ["nf4", "nf4-128", "fp4", "fp4-32", "int8", "f32", "f16", "bf16", "q4_0", "q4_1", "int8_rows"]
 # (rows of x, in, out)
 SHAPES = [
     (1, 64, 16),
@@ -33,6 +33,10 @@ def make_weight(rng, fmt, out, k):
             parts.append((scales * np.float16(-7.4)).view(np.uint8))
         parts.append(rng.integers(0, 256, (blocks, 16), dtype=np.uint8))
         return _core.weight_from_planes(fmt, out, k, 32, {"data": np.concatenate(parts, axis=1).reshape(-1)})
+    if fmt == "int8_rows":
+        scb = np.abs(values).max(axis=1)
+        levels = np.rint(values * (127 / scb[:, None])).astype(np.int8)
+        return _core.weight_from_planes(fmt, out, k, k, {"levels": levels.reshape(-1), "SCB": scb})
     name, _, block = fmt.partition("-")
     return _core.quantize(values, name, int(block or 64), name == "nf4")
 

@@ -84,7 +84,8 @@ int main(int count, char** arguments) {
             subjects.push_back({name, precision, device});
         }
     }
-    linear(subjects, 100, 96, 33);  // more rows than a kernel keeps at a time
+    linear(subjects, 100, 96, 33);                                // more rows than a kernel keeps at a time
+    for (const int64_t m : {1, 9}) linear(subjects, m, 768, 33);  // blocks of 256
     for (const int64_t m : {1, 2, 7, 13, 29})
         for (const int64_t k : {1, 17, 32, 96, 192, 640}) {
             for (const int64_t n : {1, 15, 33}) linear(subjects, m, k, n);

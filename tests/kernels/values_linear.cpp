@@ -19,19 +19,25 @@ struct Case {
     bool rounds;  ///< precisions below float32 may round it and the activations to integers
 };
 
-/// Q4_0 or Q4_1 of random codes, scales of 1/16 to 3/16, values around zero.
-Weight ggml_blocks(const Storage& storage, int64_t n, int64_t k) {
-    const bool offsets = &storage == &q4_1_storage();
+/// A block format of GGUF: where in a block the unit of its scales lies, and that of its offsets (0: it has none).
+struct Blocks {
+    const Storage& storage;
+    int64_t elements, bytes, unit_at, offset_at;
+    float unit, offset;  ///< the smallest unit; offset over unit that makes the mean zero
+};
+
+/// Random codes and factors, units of one to three times the smallest.
+Weight ggml_blocks(const Blocks& blocks, int64_t n, int64_t k) {
     Weight weight;
-    weight.rows = n, weight.cols = k, weight.storage = &storage, weight.block_size = 32;
-    const size_t head = offsets ? 4 : 2, bytes = head + 16;
-    weight.planes[0] = allocate_plane(size_t(n * k / 32) * bytes);
+    weight.rows = n, weight.cols = k, weight.storage = &blocks.storage, weight.block_size = blocks.storage.block_size();
+    weight.planes[0] = allocate_plane(size_t(n * k / blocks.elements * blocks.bytes));
     auto* data = static_cast<uint8_t*>(const_cast<void*>(weight.planes[0].data));
     for (size_t i = 0; i < weight.planes[0].bytes; i++) data[i] = uint8_t(random_below(256));
-    for (size_t i = 0; i < weight.planes[0].bytes; i += bytes) {
-        const float scale = float(16 + random_below(32)) / 256;
-        const uint16_t halves[2] = {f32_to_f16(scale), f32_to_f16(scale * -7.4f)};
-        std::memcpy(data + i, halves, head);
+    for (int64_t i = 0; i < int64_t(weight.planes[0].bytes); i += blocks.bytes) {
+        const float unit = blocks.unit * float(16 + random_below(32)) / 16;
+        const uint16_t halves[2] = {f32_to_f16(unit), f32_to_f16(unit * blocks.offset)};
+        std::memcpy(data + i + blocks.unit_at, &halves[0], sizeof halves[0]);
+        if (blocks.offset_at != 0) std::memcpy(data + i + blocks.offset_at, &halves[1], sizeof halves[1]);
     }
     return weight;
 }
@@ -48,8 +54,14 @@ std::vector<Case> cases(int64_t n, int64_t k, ThreadPool& pool) {
     if (k % 128 == 0) list.push_back({"nf4 of 128", encoded("nf4", 128, true), true});
     if (k % 32 == 0) {
         list.push_back({"int8", encoded("int8", 0, false), true});
-        list.push_back({"q4_0", ggml_blocks(q4_0_storage(), n, k), true});
-        list.push_back({"q4_1", ggml_blocks(q4_1_storage(), n, k), true});
+        list.push_back({"q4_0", ggml_blocks({q4_0_storage(), 32, 18, 0, 0, 1.0f / 16, 0}, n, k), true});
+        list.push_back({"q4_1", ggml_blocks({q4_1_storage(), 32, 20, 0, 2, 1.0f / 16, -7.4f}, n, k), true});
+        list.push_back({"q5_1", ggml_blocks({q5_1_storage(), 32, 24, 0, 2, 1.0f / 32, -15.3f}, n, k), true});
+    }
+    if (k % 256 == 0) {
+        // Bytes with a scale for 256, and words from blocks of 16.
+        list.push_back({"q3_k", ggml_blocks({q3_k_storage(), 256, 110, 108, 0, 1.0f / 256, 0}, n, k), true});
+        list.push_back({"q6_k", ggml_blocks({q6_k_storage(), 256, 210, 208, 0, 1.0f / 4096, 0}, n, k), true});
     }
     // Half floats below 2^-14 have fewer digits, and a conversion that flushes them to zero would go unseen among others.
     std::vector<float> tiny = source;

@@ -107,6 +107,54 @@ def test_contradictions(zoo: Zoo, tmp_path: Path, name: str) -> None:
         halfbyte.load(folder)
 
 
+NAN = 0x7E00  # a float16
+# The byte of a block that is spoilt, what is written there, and what the error says of it.
+BAD_SCALES = {
+    "Q8_0": (0, NAN, "scale"),
+    "Q4_1": (2, NAN, "offset"),
+    "Q4_K": (2, 0x7C00, "offset"),
+    "Q6_K": (208, NAN, "scale"),
+    "IQ2_XXS": (0, 0xFC00, "scale"),
+    "MXFP4": (0, 0xFFFF, "scale"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SCALES)
+@pytest.mark.parametrize("tensor", ["token_embd.weight", "blk.1.attn_q.weight", "output.weight"])
+def test_a_scale_of_a_gguf_weight_that_is_no_number(zoo: Zoo, tmp_path: Path, kind: str, tensor: str) -> None:
+    """llama_k and llama_blocks: rows of one and more blocks; the last block of row 5."""
+    content = bytearray(zoo.path(f"llama_k/{kind}.gguf").read_bytes())
+    at, bits, what = BAD_SCALES[kind]
+    reader = gguf.GGUFReader(zoo.path(f"llama_k/{kind}.gguf"))
+    found = next(item for item in reader.tensors if item.name == tensor)
+    elements, size = gguf.GGML_QUANT_SIZES[found.tensor_type]
+    if found.tensor_type.name != kind:  # embeddings and output of Q4_1 are in Q8_0
+        at, what = 0, "scale"
+    row_bytes = int(found.shape[0]) // elements * size
+    start = int(found.data_offset) + 6 * row_bytes - size + at
+    content[start : start + 2] = bits.to_bytes(2, "little")
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(content)
+    column = int(found.shape[0]) - elements
+    text = rf"bad\.gguf: tensor '{tensor}': the {what} of row 5 from column {column} on is .*expected a finite number"
+    with pytest.raises(halfbyte.CorruptFileError, match=text):
+        halfbyte.load(path)
+
+
+@pytest.mark.parametrize("variant", ["nf4", "fp4-dq", "int8"])
+def test_a_scale_of_a_bitsandbytes_weight_that_is_no_number(zoo: Zoo, tmp_path: Path, variant: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(zoo.path(f"llama/{variant}"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = {"nf4": Q + ".absmax", "fp4-dq": Q + ".nested_absmax", "int8": Q.removesuffix("weight") + "SCB"}[variant]
+    tensors[name][1] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        halfbyte.CorruptFileError, match=rf"{Q}.*the scale \((absmax|SCB)\) of row \d+ from column \d+ on is nan"
+    ):
+        halfbyte.load(folder)
+
+
 def test_a_gguf_table_without_dimensions(tmp_path: Path) -> None:
     path = tmp_path / "scalar.gguf"
     writer = gguf.GGUFWriter(path, "bert")

@@ -48,7 +48,7 @@ SHARDED = ["llama/sharded", "gpt2/nf4-dq-sharded"]
 BITSANDBYTES = [
     f"{base}/{kind}"
     for base in ("llama", "llama_aligned", "mistral", "gpt2", "bert")
-    for kind in ("nf4-dq", "nf4", "fp4", "fp4-dq")
+    for kind in ("nf4-dq", "nf4", "fp4", "fp4-dq", "int8")
 ]
 GGUF = [
     f"{base}/{kind}.gguf"

@@ -109,6 +109,14 @@ _LLAMA3 = {
 }
 _LINEAR = {"rope_type": "linear", "rope_theta": 12345.0, "factor": 4.0}
 
+_K = {
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "intermediate_size": 512,
+}
+
 SPECS: dict[str, Spec] = {
     "llama": Spec("LlamaForCausalLM", _llama()),
     "llama_tied": Spec("LlamaForCausalLM", _llama(tie_word_embeddings=True, rms_norm_eps=1e-3)),
@@ -131,6 +139,9 @@ SPECS: dict[str, Spec] = {
     "llama_blocks_linear": Spec(
         "LlamaForCausalLM", _llama(hidden_size=288, intermediate_size=352, rope_parameters=_LINEAR)
     ),
+    # rows that are whole blocks of 256
+    "llama_k": Spec("LlamaForCausalLM", _llama(**_K)),
+    "llama_k_tied": Spec("LlamaForCausalLM", _llama(**_K, tie_word_embeddings=True)),
     "mistral": Spec("MistralForCausalLM", _llama(sliding_window=16)),
     "mistral_full": Spec("MistralForCausalLM", _llama(sliding_window=None)),
     "gpt2": Spec("GPT2LMHeadModel", _gpt2()),
@@ -207,15 +218,18 @@ def save_float(spec: Spec, folder: Path, shard_size: str = "5GB", dtype: torch.d
 def save_bnb(
     spec: Spec, source: Path, folder: Path, quant_type: str, double_quant: bool, shard_size: str = "5GB"
 ) -> None:
-    """A 4-bit folder: transformers quantises `source`, the float folder of the spec, by bitsandbytes and saves it."""
+    """A 4-bit folder, or one of LLM.int8() ("int8"): transformers quantises `source`, the float folder of the spec, by
+    bitsandbytes and saves it."""
+    kind = bnb.nn.Linear8bitLt if quant_type == "int8" else bnb.nn.Linear4bit
     config = transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quant_type,
+        load_in_8bit=quant_type == "int8",
+        load_in_4bit=quant_type != "int8",
+        bnb_4bit_quant_type="nf4" if quant_type == "int8" else quant_type,
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=torch.float32,
     )
     model = getattr(transformers, spec.model).from_pretrained(source, quantization_config=config, device_map="cpu")
-    assert any(isinstance(module, bnb.nn.Linear4bit) for module in model.modules())
+    assert any(isinstance(module, kind) for module in model.modules())
     model.save_pretrained(folder, max_shard_size=shard_size)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (source / name).exists():
@@ -225,7 +239,8 @@ def save_bnb(
 class Zoo:
     """Makes each checkpoint when it is first asked for and keeps it for the session.
 
-    Names: "llama" (float folder), "llama/nf4", "llama/nf4-dq", "llama/fp4", "llama/fp4-dq" (bitsandbytes),
+    Names: "llama" (float folder), "llama/nf4", "llama/nf4-dq", "llama/fp4", "llama/fp4-dq", "llama/int8" (all of them
+    bitsandbytes),
     "llama/bf16", "llama/sharded", "llama/nf4-dq-sharded", "llama_blocks/Q4_0.gguf" (GGUF; see gguf_files).
     """
 
@@ -244,7 +259,7 @@ class Zoo:
         path.parent.mkdir(parents=True, exist_ok=True)
         if variant.endswith(".gguf"):
             gguf_files.write(make_model(spec), path, variant.removesuffix(".gguf"))
-        elif match := re.fullmatch(r"(nf4|fp4)(-dq)?(-sharded)?", variant):
+        elif match := re.fullmatch(r"(nf4|fp4|int8)(-dq)?(-sharded)?", variant):
             shards = "60KB" if match[3] else "5GB"
             save_bnb(spec, self.path(base), path, match[1], bool(match[2]), shards)
         else:

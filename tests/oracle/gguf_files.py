@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from oracle import ggml_types
 from oracle.rope import rope_frequencies
 from oracle.vocabulary import bpe_tokenizer
 
@@ -58,6 +60,7 @@ _BERT = {
     "encoder.layer.{}.output.dense": "blk.{}.ffn_down",
     "encoder.layer.{}.output.LayerNorm": "blk.{}.layer_output_norm",
 }
+ROUNDED = ("Q8_0", "Q4_0", "Q4_1")
 NAMES = {"llama": _LLAMA, "mistral": _LLAMA, "gpt2": _GPT2, "bert": _BERT}
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "gpt2": "gpt2", "bert": "bert"}
 
@@ -98,12 +101,13 @@ def _rotary_heads(config: Any, hf: str) -> int | None:
     return None
 
 
-def write(model: Any, path: Path, tensor_type: str) -> None:
-    """Matrices in `tensor_type` ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"; embeddings and output in Q8_0 where
-    that is a 4-bit type, as in SmolLM2's file), vectors and learned positions in F32."""
+def write(model: Any, path: Path, tensor_type: str, **options: Any) -> None:
+    """Matrices in `tensor_type`, vectors and learned positions in F32. "Q8_0", "Q4_0", "Q4_1" are rounded by gguf, with
+    embeddings and output in Q8_0, as in SmolLM2's file. Any other quantised type: random blocks of the size that the
+    matrix has, embeddings and output too. options: of GGUFWriter."""
     config = model.config
     kind = config.model_type
-    writer = gguf.GGUFWriter(path, ARCHITECTURES[kind])
+    writer = gguf.GGUFWriter(path, ARCHITECTURES[kind], **options)
     writer.add_name("tiny")
     _add_parameters(writer, config)
     for hf, parameter in model.state_dict().items():
@@ -119,11 +123,11 @@ def write(model: Any, path: Path, tensor_type: str) -> None:
             data = permute(data, heads)
         if data.ndim == 1 or name.startswith(("position_embd", "token_types")):
             qtype = gguf.GGMLQuantizationType.F32
-        elif tensor_type.startswith("Q") and name.startswith(("token_embd.", "output.")):
+        elif tensor_type in ROUNDED and name.startswith(("token_embd.", "output.")):
             qtype = gguf.GGMLQuantizationType.Q8_0
         else:
             qtype = gguf.GGMLQuantizationType[tensor_type]
-        writer.add_tensor(name, gguf.quants.quantize(data, qtype), raw_dtype=qtype)
+        writer.add_tensor(name, _packed(data, qtype, name), raw_dtype=qtype)
     factors = _rope_factors(config)
     if factors is not None:
         writer.add_tensor("rope_freqs.weight", factors)
@@ -131,6 +135,16 @@ def write(model: Any, path: Path, tensor_type: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _packed(data: Array, qtype: gguf.GGMLQuantizationType, name: str) -> NDArray[Any]:
+    if qtype == gguf.GGMLQuantizationType.F64:
+        # Values that float32 rounds.
+        return data.astype(np.float64) * (1 + 2.0**-30)
+    if qtype.name in ROUNDED or qtype not in ggml_types.LAYOUTS:
+        return gguf.quants.quantize(data, qtype)
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    return ggml_types.random_matrix(qtype, *data.shape, float(np.sqrt(np.mean(data**2))), rng)
 
 
 def _rope_factors(config: Any) -> Array | None:
@@ -227,7 +241,10 @@ def read_weights(reader: gguf.GGUFReader, config: Any) -> dict[str, torch.Tensor
         if name is None or (hf == "lm_head.weight" and config.tie_word_embeddings):
             continue
         tensor = tensors.pop(name)
-        data = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        data = tensor.data
+        if tensor.tensor_type != gguf.GGMLQuantizationType.F64:
+            data = gguf.quants.dequantize(data, tensor.tensor_type)
+        data = data.astype(np.float32)
         data = data.reshape([int(n) for n in tensor.shape[::-1]])
         if heads := _rotary_heads(config, hf):
             data = unpermute(data, heads)

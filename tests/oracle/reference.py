@@ -50,7 +50,8 @@ Array = NDArray[np.float64]
 
 
 def folder_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder; 4-bit ones dequantised by bitsandbytes to float32 with no other rounding, [out, in]."""
+    """All tensors of a folder; 4-bit and 8-bit ones dequantised by bitsandbytes to float32 with no other rounding,
+    [out, in]."""
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
@@ -63,6 +64,10 @@ def folder_weights(folder: Path) -> dict[str, torch.Tensor]:
         )
         state.dtype = torch.float32
         out[weight] = dequantize_4bit(tensors.pop(weight), state)
+    for name in [name for name in tensors if name.endswith(".SCB")]:
+        layer = name.removesuffix(".SCB")
+        del tensors[layer + ".weight_format"]
+        out[layer + ".weight"] = bnb.int8_vectorwise_dequant(tensors.pop(layer + ".weight"), tensors.pop(name))
     return out | tensors
 
 

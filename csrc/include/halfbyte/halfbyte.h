@@ -81,7 +81,7 @@ HB_API int hb_options_set_kv_cache(hb_options* options, const char* dtype) HB_NO
 /* callback may be NULL: none */
 HB_API int hb_options_set_progress(hb_options* options, hb_progress_callback callback, void* user) HB_NOEXCEPT;
 
-/* Opens a Hugging Face folder (float or bitsandbytes 4-bit), a .safetensors file with config.json beside it, or a GGUF file.
+/* Opens a Hugging Face folder (float or bitsandbytes), a .safetensors file with config.json beside it, or a GGUF file.
  * options may be NULL: the defaults. They are not needed after the call. */
 HB_API int hb_model_open(const char* path, const hb_options* options, hb_model** model) HB_NOEXCEPT;
 /* No other thread may be using `model`. Generations that are still open keep what they need. */

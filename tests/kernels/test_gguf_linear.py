@@ -1,0 +1,65 @@
+"""linear() of every block format of GGUF, in whatever layout the device keeps it, on every instruction set."""
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Type
+from kernel_checks import relative
+
+from halfbyte import _core
+from oracle.ggml_types import LAYOUTS, random_blocks, random_matrix
+
+KINDS = pytest.mark.parametrize("kind", list(LAYOUTS), ids=lambda kind: kind.name)
+
+
+def make_weight(kind, packed):
+    """packed: [rows, bytes of a row]"""
+    elements, size = gguf.GGML_QUANT_SIZES[kind]
+    cols = packed.shape[1] // size * elements
+    data = {"data": packed.reshape(-1)}
+    return _core.weight_from_planes(kind.name.lower(), len(packed), cols, LAYOUTS[kind].scaled, data)
+
+
+@KINDS
+def test_error_against_float64(make_ops, rng, kind):
+    """Few rows and many. Bounds over all outputs, as in test_linear.py: 3e-4 of 14-bit integers, 9e-3 of bytes."""
+    weight = make_weight(kind, random_matrix(kind, 67, 768, 1.0, rng))
+    values = weight.dequantize().astype(np.float64)
+    for precision, bound in (("float32", 1e-6), ("high", 3e-4), ("fast", 9e-3)):
+        for threads, rows in enumerate((1, 3, 40), start=1):
+            x = rng.standard_normal((rows, 768)).astype(np.float32)
+            bias = rng.standard_normal(67).astype(np.float32)
+            found = make_ops(precision, threads).linear(x, weight, bias)
+            assert relative(found, x @ values.T + bias) <= bound, (precision, rows)
+
+
+@KINDS
+def test_levels_are_exact(make_ops, rng, kind):
+    """Against unit vectors the product is the weight itself: repacking has rounded nothing but in Q2_K.
+
+    An activation of 1 is 8191 times a scale that is rounded to float32, and so are the scale of the product, the unit
+    of the levels and the sum with an offset: 5 roundings of 2^-24, of products and offsets up to twice as large as the
+    block's largest value. Q2_K has two units in 16 elements; its values are rounded as float weights are, to 1 / 8191
+    of the largest of 32, at most half a step away.
+    """
+    weight = make_weight(kind, random_matrix(kind, 19, 512, 1.0, rng))
+    values = weight.dequantize()
+    found = make_ops("high").linear(np.eye(512, dtype=np.float32), weight, None).T
+    peaks = np.repeat(np.abs(values).reshape(19, -1, 32).max(axis=-1), 32, axis=1)
+    step = 0.5 / 8191 if kind == Type.Q2_K else 0
+    assert (np.abs(found - values) <= (10 * 2.0**-24 + step) * peaks).all()
+    if kind == Type.Q2_K:
+        assert (found != values).any()
+
+
+@pytest.mark.parametrize("kind", [Type.Q2_K, Type.Q6_K, Type.NVFP4, Type.IQ1_M], ids=lambda kind: kind.name)
+def test_blocks_of_16_with_any_scales(make_ops, rng, kind):
+    """Scales that share no unit, zeros, subnormals: exact, or rounded to 1 / 8191 of the largest of 32 values."""
+    packed = random_blocks(kind, 21 * 3, rng)
+    packed[:9] = 0
+    weight = make_weight(kind, packed.reshape(21, -1))
+    values = weight.dequantize()
+    cols = values.shape[1]
+    found = make_ops("high").linear(np.eye(cols, dtype=np.float32), weight, None).T
+    peaks = np.repeat(np.abs(values).reshape(21, -1, 32).max(axis=-1), 32, axis=1)
+    assert (np.abs(found - values) <= (10 * 2.0**-24 + 0.5 / 8191) * peaks).all()
