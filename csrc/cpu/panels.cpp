@@ -198,7 +198,7 @@ private:
         const int64_t cols = weight_.cols;
         const int64_t own = blocks ? weight_.block_size : !fine_.has_value() && cols % 64 == 0 ? 64 : 32;
         if (own == 0 || own % 32 != 0 || cols % own != 0) return false;
-        const int64_t block = own % 64 == 0 ? 64 : 32;
+        const int64_t block = bytes_ != nullptr && own % 128 == 0 ? 128 : own % 64 == 0 ? 64 : 32;
         panels_ = (weight_.rows + kPanelRows - 1) / kPanelRows, blocks_ = cols / own;
 
         out_.rows = weight_.rows, out_.cols = cols, out_.block_size = int32_t(block);

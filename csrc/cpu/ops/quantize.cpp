@@ -106,7 +106,7 @@ void quantize_row8(const float* x, int64_t cols, int64_t block, uint8_t* values,
         float highest;
         const bool finite = block_peaks(x, block, count, peaks, &highest);
         // Read again in wider pieces than they are written: a whole run later, so that no load waits for its stores.
-        alignas(64) int16_t words[kRun * 64];
+        alignas(64) int16_t words[kRun * kLargestBlock];
         for (int64_t b = 0; b < count; b++, x += block) {
             const BlockScale s = block_scale(peaks[b], finite || all_finite(x, block), kActivationMax8);
             F sum = zero();
