@@ -286,6 +286,9 @@ void few_rows(const Panels& w, const Reader& reader, const QuantizedRows& x, con
               int64_t last) {
     if constexpr (kRows > 1)
         if (x.count < kRows) return few_rows<kRows - 1>(w, reader, x, out, first, last);
+    // direct() asks for what lies kPrefetchBytes ahead; this is what lies before.
+    const uint8_t* levels = w.levels + first * (w.cols / kGroupCols) * Reader::kGroupBytes;
+    for (int64_t i = 0; i < kPrefetchBytes; i += 64) prefetch(levels + i);
     for (int64_t panel = first; panel < last; panel++) direct<kRows>(w, reader, x, out, panel);
 }
 
