@@ -43,6 +43,11 @@ py::dict planes_of(const Weight& weight) {
         planes["SCB"] = copy_of<float>(weight.planes[kInt8RowsScb]);
         return planes;
     }
+    if (weight.storage == &int8_storage()) {
+        planes["levels"] = copy_of<int8_t>(weight.planes[kInt8Levels]);
+        planes["scales"] = copy_of<float>(weight.planes[kInt8Scales]);
+        return planes;
+    }
     if (!is_bnb4(weight)) {
         for (size_t i = 1; i < weight.planes.size(); i++) {
             if (weight.planes[i])
@@ -81,7 +86,7 @@ Plane plane_from(const py::dict& planes, const char* key) {
 }
 
 const Storage* storage_named(const std::string& format) {
-    std::vector<const Storage*> all = {&nf4_storage(), &fp4_storage(), &int8_rows_storage()};
+    std::vector<const Storage*> all = {&nf4_storage(), &fp4_storage(), &int8_rows_storage(), &int8_storage()};
     for (const GgmlType& type : ggml_types())
         if (type.storage != nullptr) all.push_back(type.storage());
     std::string known;
@@ -117,6 +122,9 @@ std::shared_ptr<PyWeight> weight_from_planes(const std::string& format, int64_t 
     } else if (weight.storage == &int8_rows_storage()) {
         weight.planes[kInt8RowsLevels] = plane_from<int8_t>(planes, "levels");
         weight.planes[kInt8RowsScb] = plane_from<float>(planes, "SCB");
+    } else if (weight.storage == &int8_storage()) {
+        weight.planes[kInt8Levels] = plane_from<int8_t>(planes, "levels");
+        weight.planes[kInt8Scales] = plane_from<float>(planes, "scales");
     } else {
         weight.planes[0] = plane_from<uint8_t>(planes, "data");
         if (weight.storage->block_size() == 0) weight.block_size = 0;  // floats

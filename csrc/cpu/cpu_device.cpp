@@ -45,7 +45,7 @@ Weight CpuDevice::upload(const Weight& weight, WeightUse use) {
     expect(bool(weight), "upload: the weight is empty");
     const bool floating = weight.storage->kind() == StorageKind::floating;
     if (precision_ == Precision::float32 || (floating && use == WeightUse::few_rows)) return weight;
-    return make_panels(weight, isa_, pool_).value_or(weight);
+    return make_panels(weight, isa_, pool_, weights_).value_or(weight);
 }
 
 Weight CpuDevice::download(const Weight& uploaded) { return is_panels(uploaded) ? restore(uploaded) : uploaded; }

@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "cpu/kernels.h"
+#include "cpu/memory.h"
 #include "device/device.h"
 
 namespace halfbyte::cpu {
@@ -84,6 +85,7 @@ private:
     const Isa& isa_;
     const Kernels& kernels_;
     ThreadPool pool_;
+    WeightMemory weights_;
 };
 
 }  // namespace halfbyte::cpu

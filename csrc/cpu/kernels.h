@@ -17,6 +17,8 @@ constexpr int kPieceCols = 512;
 /// overflow int32: 32 * 8191 * 8191 = 2,146,959,392 and 64 * 4095 * 8191 = 2,146,697,280, both < 2^31 = 2,147,483,648.
 constexpr int kActivationMax = 8191;
 constexpr int level_max(int64_t block) { return block == 64 ? 4095 : 8191; }
+/// Levels of a byte allow more columns: 128 * 128 * 8191 = 134,201,344.
+constexpr int64_t kLargestBlock = 128;
 /// The same where both are bytes: levels are stored with kByteBias added, 64 * 255 * 127 is far from 2^31.
 constexpr int kActivationMax8 = 127;
 constexpr int kLevelMax8 = 127;
@@ -58,7 +60,7 @@ struct Panels {
     int nested_shift = 0;
     float nested_offset = 0;
     int64_t rows = 0, cols = 0;
-    int64_t block = 0;         ///< 32 or 64; cols is a multiple
+    int64_t block = 0;         ///< 32 or 64, or 128 where levels are bytes; cols is a multiple
     int64_t scale_repeat = 1;  ///< nested: blocks of the kernel in one of the file
 };
 

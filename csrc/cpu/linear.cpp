@@ -1,5 +1,6 @@
 // Linear layers: one parallel region over the rows of the input, one over the outputs of all parts.
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <optional>
 
@@ -16,6 +17,11 @@ namespace {
 
 constexpr int64_t kSmallLinear = int64_t(1) << 16;  // multiplications below which a second thread costs more than it saves
 constexpr int64_t kSmallRows = 16384;               // the same for additions on the way into the product
+constexpr int64_t kManyRows = 9;                    // from here on panels are multiplied
+constexpr int64_t kTogether = 2;                    // at a time: a thread that is left with one is slow
+
+constexpr int kBlocks = 3;  // 32, 64 and 128 columns that share a scale
+int block_index(const Weight& panels) { return std::countr_zero(unsigned(panels.block_size)) - 5; }
 
 int64_t panels_of(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 
@@ -100,9 +106,9 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
     const bool transforms = input.transform.kind != RowTransform::Kind::none;
     if (transforms) expect_same_shape(x, input.transformed, "linear");
     if (input.transform.kind == RowTransform::Kind::gated_activation) expect_same_shape(x, input.transform.up, "linear");
-    int64_t units = 0, work = 0;            // units of 16 output columns
-    bool wanted[kActivationForms][2] = {};  // activations as integers of a form, in blocks of 32, of 64
-    bool floats = false;                    // and as they are
+    int64_t units = 0, work = 0;                  // units of 16 output columns
+    bool wanted[kActivationForms][kBlocks] = {};  // activations as integers of a form, in blocks of a size
+    bool floats = false;                          // and as they are
     const auto form_of = [&](const Weight& w) { return activation_form(view_panels(w), precision_, kernels_); };
     for (const LinearPart& part : parts) {
         const Weight& w = *part.weight;
@@ -110,7 +116,7 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
                "], weight [", w.rows, ", ", w.cols, "], y [", part.y.rows, ", ", part.y.cols, "]");
         expect(!is_panels(w) || is_panels(w, isa_),
                "linear: the weight was uploaded to a device with another instruction set");
-        (is_panels(w) ? wanted[form_of(w)][w.block_size == 64] : floats) = true;
+        (is_panels(w) ? wanted[form_of(w)][block_index(w)] : floats) = true;
         units += panels_of(w.rows);
         work += w.rows * x.rows * x.cols;
     }
@@ -119,12 +125,12 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
     // First region: every row is transformed, made integers and multiplied by the A of its adapters.
     size_t bytes = 1;
     for (const auto& form : wanted)
-        for (const int at : {0, 1}) bytes += form[at] ? Quantizer::bytes(x, 32 << at) : 0;
+        for (int at = 0; at < kBlocks; at++) bytes += form[at] ? Quantizer::bytes(x, 32 << at) : 0;
     auto* memory = static_cast<char*>(scratch(Scratch::quantized, bytes));
-    std::optional<Quantizer> quantizers[kActivationForms][2];
+    std::optional<Quantizer> quantizers[kActivationForms][kBlocks];
     bool integers = false;
     for (const int form : {kInt16, kInt8})
-        for (const int at : {0, 1}) {
+        for (int at = 0; at < kBlocks; at++) {
             if (!wanted[form][at]) continue;
             quantizers[form][at].emplace(x, 32 << at, ActivationForm(form), memory);
             memory += Quantizer::bytes(x, 32 << at);
@@ -151,9 +157,9 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
     if (!adapters.empty() && few_rows) adapters.multiply_all(pool_);
 
     // Second region: the products, 16 outputs of a part at a time, and on top of them what its adapters add.
-    QuantizedRows quantized[kActivationForms][2];
+    QuantizedRows quantized[kActivationForms][kBlocks];
     for (const int form : {kInt16, kInt8})
-        for (const int at : {0, 1})
+        for (int at = 0; at < kBlocks; at++)
             if (quantizers[form][at]) quantized[form][at] = quantizers[form][at]->rows();
     const auto run = [&](int64_t first, int64_t last) {
         for (size_t p = 0; p < parts.size(); p++) {
@@ -163,7 +169,7 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
             if (first < end) {
                 if (few_rows && !adapters.empty()) adapters.prefetch(p, first, end);  // arrives during the product
                 if (is_panels(w))
-                    kernels_.panel_linear(view_panels(w), quantized[form_of(w)][w.block_size == 64],
+                    kernels_.panel_linear(view_panels(w), quantized[form_of(w)][block_index(w)],
                                           LinearOutput{part.y.data, part.y.stride, part.bias, part.accumulate}, first, end);
                 else
                     float_part(multiplied, part, first, end);
@@ -176,7 +182,7 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
     if (work < kSmallLinear)
         run(0, units);
     else
-        pool_.parallel_for(units, 1, run);
+        pool_.parallel_for(units, x.rows < kManyRows ? 1 : kTogether, run);
 }
 
 }  // namespace halfbyte::cpu

@@ -101,9 +101,9 @@ const PanelStorage& panel_storage(const Isa& isa) {
     return *all[size_t(&isa - built_isas().data())];
 }
 
-Plane make_plane(size_t bytes) {
+Plane make_plane(size_t bytes, WeightMemory& memory) {
     Plane plane;
-    plane.owner = allocate_aligned(bytes + 64);  // kernels load whole vectors of scales
+    plane.owner = memory.allocate(bytes + 64);  // kernels load whole vectors of scales
     plane.data = plane.owner.get();
     plane.bytes = bytes;
     return plane;
@@ -164,7 +164,7 @@ bool exact_in_f16(std::span<const float> values) {
 /// Makes the planes of one weight, panel after panel.
 class PanelMaker {
 public:
-    PanelMaker(const Weight& weight, const Isa& isa) : weight_(weight), isa_(isa) {}
+    PanelMaker(const Weight& weight, const Isa& isa, WeightMemory& memory) : weight_(weight), isa_(isa), memory_(memory) {}
 
     std::optional<Weight> make(ThreadPool& pool) {
         if (!prepare()) return std::nullopt;
@@ -198,12 +198,12 @@ private:
         const int64_t cols = weight_.cols;
         const int64_t own = blocks ? weight_.block_size : !fine_.has_value() && cols % 64 == 0 ? 64 : 32;
         if (own == 0 || own % 32 != 0 || cols % own != 0) return false;
-        const int64_t block = own % 64 == 0 ? 64 : 32;
+        const int64_t block = bytes_ != nullptr && own % 128 == 0 ? 128 : own % 64 == 0 ? 64 : 32;
         panels_ = (weight_.rows + kPanelRows - 1) / kPanelRows, blocks_ = cols / own;
 
         out_.rows = weight_.rows, out_.cols = cols, out_.block_size = int32_t(block);
         out_.storage = &panel_storage(isa_);
-        out_.planes[kTables] = make_plane(sizeof(PanelTables));
+        out_.planes[kTables] = make_plane(sizeof(PanelTables), memory_);
         tables_ = new (writable<void>(out_.planes[kTables])) PanelTables;
         PanelTables& t = *tables_;
         t.source = weight_.storage, t.source_block = own;
@@ -224,21 +224,21 @@ private:
             t.nested_map = make_nested_map(weight_.planes[kBnb4NestedMap].as<float>());
             t.nested_shift = std::countr_zero(unsigned(weight_.nested_block_size));
             t.nested_offset = weight_.nested_offset;
-            out_.planes[kNested] = make_plane(weight_.planes[kBnb4NestedAbsmax].bytes);
+            out_.planes[kNested] = make_plane(weight_.planes[kBnb4NestedAbsmax].bytes, memory_);
             std::memcpy(writable<void>(out_.planes[kNested]), weight_.planes[kBnb4NestedAbsmax].data,
                         out_.planes[kNested].bytes);
         } else {
             t.scale_form = blocks ? ScaleForm::f16 : ScaleForm::f32;
         }
-        out_.planes[kLevels] = make_plane(size_t(panels_ * cols / kGroupCols * group_bytes(t.level_form)));
+        out_.planes[kLevels] = make_plane(size_t(panels_ * cols / kGroupCols * group_bytes(t.level_form)), memory_);
         allocate_scales();
         return true;
     }
 
     void allocate_scales() {
         const size_t size = tables_->scale_form == ScaleForm::f32 ? 4 : tables_->scale_form == ScaleForm::f16 ? 2 : 1;
-        out_.planes[kScales] = make_plane(size_t(panels_ * blocks_) * kPanelRows * size);
-        if (tables_->has_offsets) out_.planes[kOffsets] = make_plane(out_.planes[kScales].bytes);
+        out_.planes[kScales] = make_plane(size_t(panels_ * blocks_) * kPanelRows * size, memory_);
+        if (tables_->has_offsets) out_.planes[kOffsets] = make_plane(out_.planes[kScales].bytes, memory_);
     }
 
     bool fill_panel(int64_t panel, Row& row, std::atomic<bool>& f16) const {
@@ -338,6 +338,7 @@ private:
 
     const Weight& weight_;
     const Isa& isa_;
+    WeightMemory& memory_;
     const Codebook4* codebook_ = nullptr;
     const Int8Blocks* bytes_ = nullptr;
     std::optional<FineRows> fine_;
@@ -349,8 +350,8 @@ private:
 
 }  // namespace
 
-std::optional<Weight> make_panels(const Weight& weight, const Isa& isa, ThreadPool& pool) {
-    return PanelMaker(weight, isa).make(pool);
+std::optional<Weight> make_panels(const Weight& weight, const Isa& isa, ThreadPool& pool, WeightMemory& memory) {
+    return PanelMaker(weight, isa, memory).make(pool);
 }
 
 bool is_panels(const Weight& weight, const Isa& isa) { return weight.storage == &panel_storage(isa); }

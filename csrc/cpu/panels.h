@@ -6,6 +6,7 @@
 #include "core/thread_pool.h"
 #include "core/weight.h"
 #include "cpu/kernels.h"
+#include "cpu/memory.h"
 #include "storage/storage.h"
 
 namespace halfbyte::cpu {
@@ -14,7 +15,7 @@ namespace halfbyte::cpu {
 /// 4-bit codes, bytes and their scales are kept as they are, in another order: restore() undoes it bit for bit. Float weights
 /// are rounded to integers of 13 bits with a scale per 32 or 64 columns: 1.8e-4 of relative error where they are spread like a
 /// normal distribution (a bf16 has 1.6e-3).
-std::optional<Weight> make_panels(const Weight& weight, const Isa& isa, ThreadPool& pool);
+std::optional<Weight> make_panels(const Weight& weight, const Isa& isa, ThreadPool& pool, WeightMemory& memory);
 /// True for a weight that make_panels() made for `isa`.
 bool is_panels(const Weight& weight, const Isa& isa);
 /// True for a weight that make_panels() made for whatever instruction set.

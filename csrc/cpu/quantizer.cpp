@@ -11,6 +11,8 @@ namespace {
 constexpr double kWorstRounding = 2.5e-4;
 
 size_t round_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
+/// At least `count` floats, an odd number of cache lines: lines a multiple of 4 KiB apart would fight for the same places.
+int64_t odd_lines(int64_t count) { return ((count + 15) / 16 | 1) * 16; }
 
 }  // namespace
 
@@ -22,13 +24,13 @@ ActivationForm activation_form(const Panels& panels, Precision precision, const 
 
 size_t Quantizer::bytes(const Tensor& x, int64_t block) {
     const size_t rows = size_t(2 * x.rows), blocks = size_t(x.cols / block);
-    return round_up(rows * size_t(x.cols + 32) * sizeof(int16_t)) + 3 * round_up(rows * blocks * sizeof(float)) +
-           round_up(rows * sizeof(int32_t));
+    return round_up(rows * size_t(x.cols + 32) * sizeof(int16_t)) +
+           3 * round_up(size_t(odd_lines(2 * x.rows)) * blocks * sizeof(float)) + round_up(rows * sizeof(int32_t));
 }
 
 Quantizer::Quantizer(const Tensor& x, int64_t block, ActivationForm form, char* memory)
     : cols_(x.cols), block_(block), count_(x.rows) {
-    const int64_t capacity = form == kInt8 ? x.rows : 2 * x.rows, blocks = x.cols / block;
+    const int64_t capacity = form == kInt8 ? x.rows : 2 * x.rows, blocks = x.cols / block, stride = odd_lines(capacity);
     const auto take = [&](size_t bytes) {
         char* const taken = memory;
         memory += round_up(bytes);
@@ -36,11 +38,11 @@ Quantizer::Quantizer(const Tensor& x, int64_t block, ActivationForm form, char* 
     };
     // 64 bytes more than a row: rows that are a multiple of 4 KiB apart would fight for the same lines of the cache.
     q_.form = form, q_.stride = x.cols * (form == kInt8 ? 1 : 2) + 64;
-    q_.scale_stride = capacity, q_.main_count = x.rows;
+    q_.scale_stride = stride, q_.main_count = x.rows;
     q_.values = values_ = reinterpret_cast<uint8_t*>(take(size_t(capacity * q_.stride)));
-    q_.scales = scales_ = reinterpret_cast<float*>(take(size_t(capacity * blocks) * sizeof(float)));
-    q_.sums = sums_ = reinterpret_cast<float*>(take(size_t(capacity * blocks) * sizeof(float)));
-    q_.starts = starts_ = reinterpret_cast<int32_t*>(take(size_t(capacity * blocks) * sizeof(int32_t)));
+    q_.scales = scales_ = reinterpret_cast<float*>(take(size_t(stride * blocks) * sizeof(float)));
+    q_.sums = sums_ = reinterpret_cast<float*>(take(size_t(stride * blocks) * sizeof(float)));
+    q_.starts = starts_ = reinterpret_cast<int32_t*>(take(size_t(stride * blocks) * sizeof(int32_t)));
     q_.rows = rows_ = reinterpret_cast<int32_t*>(take(size_t(capacity) * sizeof(int32_t)));
 }
 

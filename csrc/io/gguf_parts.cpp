@@ -57,8 +57,8 @@ bool same_value(const GgufValue& a, const GgufValue& b) {
 void check_agreement(const GgufFile& first, const GgufFile& part, uint64_t number, uint64_t count) {
     const auto own_number = whole_number(part, "split.no"), own_count = whole_number(part, "split.count");
     if (own_count != count) {
-        fail(ErrorCode::corrupt, part.where(), ": split.count is ", own_count.has_value() ? concat(*own_count) : "missing", ", and ", first.where(), " says ",
-             count, "; they are parts of different models");
+        fail(ErrorCode::corrupt, part.where(), ": split.count is ", own_count.has_value() ? concat(*own_count) : "missing",
+             ", and ", first.where(), " says ", count, "; they are parts of different models");
     }
     if (own_number != number) {
         fail(ErrorCode::corrupt, part.where(), ": split.no is ", own_number.has_value() ? concat(*own_number) : "missing",

@@ -221,7 +221,7 @@ Weight encode_q8_0(const float* values, int64_t rows, int64_t cols, ThreadPool& 
     constexpr int kBlock = 32;
     constexpr int kBlockBytes = 34;
     if (cols % kBlock != 0) {
-        fail(ErrorCode::invalid_argument, "quantize to int8: ", cols, " columns, expected a multiple of ", kBlock);
+        fail(ErrorCode::invalid_argument, "quantize to q8_0: ", cols, " columns, expected a multiple of ", kBlock);
     }
     Weight weight;
     weight.rows = rows;
@@ -236,11 +236,11 @@ Weight encode_q8_0(const float* values, int64_t rows, int64_t cols, ThreadPool& 
             const float* x = values + block * kBlock;
             uint8_t* to = out + block * kBlockBytes;
             const float largest = largest_magnitude(x, kBlock);
-            if (!std::isfinite(largest)) fail_not_finite(values, block * kBlock, kBlock, cols, "int8");
+            if (!std::isfinite(largest)) fail_not_finite(values, block * kBlock, kBlock, cols, "q8_0");
             const float scale = largest / 127;
             const uint16_t bits = f32_to_f16(scale);
             if (bits == 0x7c00) {
-                fail(ErrorCode::invalid_argument, "quantize to int8: a value of magnitude ", largest, " in row ",
+                fail(ErrorCode::invalid_argument, "quantize to q8_0: a value of magnitude ", largest, " in row ",
                      block * kBlock / cols, " is beyond the format's largest, 65504 * 127");
             }
             // The reciprocal of a subnormal may be infinite; such a scale is zero in float16 anyway.
@@ -252,6 +252,38 @@ Weight encode_q8_0(const float* values, int64_t rows, int64_t cols, ThreadPool& 
                 const int whole = int(scaled);
                 const float rest = scaled - float(whole);
                 to[2 + j] = uint8_t(int8_t(whole + (rest >= 0.5f ? 1 : 0) - (rest <= -0.5f ? 1 : 0)));
+            }
+        }
+    });
+    return weight;
+}
+
+/// A level is rounded against the scale that is stored.
+Weight encode_int8(const float* values, int64_t rows, int64_t cols, ThreadPool& pool) {
+    if (cols % 32 != 0) {
+        fail(ErrorCode::invalid_argument, "quantize to int8: ", cols, " columns, expected a multiple of 32");
+    }
+    constexpr int kMost = 127;
+    const int64_t size = cols % 128 == 0 ? 128 : cols % 64 == 0 ? 64 : 32;
+    Weight weight;
+    weight.rows = rows, weight.cols = cols, weight.storage = &int8_storage(), weight.block_size = int32_t(size);
+    const int64_t blocks = weight.size() / size;
+    weight.planes[kInt8Levels] = allocate_plane(size_t(weight.size()));
+    weight.planes[kInt8Scales] = allocate_plane(size_t(blocks) * sizeof(float));
+    auto* levels = writable<int8_t>(weight.planes[kInt8Levels]);
+    auto* scales = writable<float>(weight.planes[kInt8Scales]);
+    pool.parallel_for(blocks, 16384 / size, [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; block++) {
+            const float* x = values + block * size;
+            const float largest = largest_magnitude(x, size);
+            if (!std::isfinite(largest)) fail_not_finite(values, block * size, size, cols, "int8");
+            const float scale = largest / kMost;
+            // In float64, where the inverse of a subnormal is finite.
+            const double inverse = scale == 0 ? 0 : 1.0 / double(scale);
+            scales[block] = scale;
+            for (int64_t i = 0; i < size; i++) {
+                const double level = std::nearbyint(double(x[i]) * inverse);
+                levels[block * size + i] = int8_t(std::clamp(level, double(-kMost), double(kMost)));
             }
         }
     });
@@ -280,12 +312,13 @@ Weight encode(const float* values, int64_t rows, int64_t cols, const EncodeOptio
              ", ", cols, "]");
     }
     if (options.format == "nf4" || options.format == "fp4") return encode_bnb4(values, rows, cols, options, pool);
-    if (options.format == "int8") return encode_q8_0(values, rows, cols, pool);
+    if (options.format == "int8") return encode_int8(values, rows, cols, pool);
+    if (options.format == "q8_0") return encode_q8_0(values, rows, cols, pool);
     if (options.format == "f32") return encode_float(values, rows, cols, DType::f32, pool);
     if (options.format == "f16") return encode_float(values, rows, cols, DType::f16, pool);
     if (options.format == "bf16") return encode_float(values, rows, cols, DType::bf16, pool);
     fail(ErrorCode::invalid_argument, "quantize: unknown format \"", options.format,
-         "\"; expected nf4, fp4, int8, bf16, f16 or f32");
+         "\"; expected nf4, fp4, int8, q8_0, bf16, f16 or f32");
 }
 
 }  // namespace halfbyte

@@ -73,7 +73,8 @@ const FloatStorage& float_storage(DType dtype);  ///< f32, f16, bf16; anything e
 const Codebook4& nf4_storage();                  ///< bitsandbytes NF4, plain or double-quantised scales.
 const Codebook4& fp4_storage();                  ///< bitsandbytes FP4, likewise.
 const Int8Blocks& int8_rows_storage();           ///< bitsandbytes LLM.int8(): one scale a row.
-const Int8Blocks& q8_0_storage();                ///< GGUF Q8_0; also what quantize="int8" makes.
+const Int8Blocks& int8_storage();                ///< What quantize="int8" makes: blocks of 32, 64 or 128.
+const Int8Blocks& q8_0_storage();                ///< GGUF Q8_0.
 
 // The other formats of GGUF. Where a format's scales stand for 16 elements it says so: kernels take blocks of 32 or more.
 const Storage& f64_storage();  ///< float64, rounded to float32.
@@ -113,6 +114,12 @@ enum Bnb4Plane : int {
 enum Int8RowsPlane : int {
     kInt8RowsLevels = 0,  ///< i8 [rows, cols]
     kInt8RowsScb = 1,     ///< f32 [rows]: what 127 stands for
+};
+
+/// Planes of int8_storage().
+enum Int8Plane : int {
+    kInt8Levels = 0,  ///< i8 [rows, cols]
+    kInt8Scales = 1,  ///< f32 [rows, cols / block_size]
 };
 
 /// The whole weight as float32 [rows, cols].

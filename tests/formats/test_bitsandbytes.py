@@ -179,12 +179,13 @@ def test_bits_per_weight() -> None:
         (np.zeros((2, 64)), "nf4", 8192, "block size 8192"),
         (np.zeros((2, 64)), "int3", 64, 'unknown format "int3"'),
         (np.zeros((2, 48)), "int8", 64, "48 columns, expected a multiple of 32"),
+        (np.zeros((2, 48)), "q8_0", 64, "48 columns, expected a multiple of 32"),
         (np.zeros((0, 64)), "nf4", 64, "at least one element"),
         (np.zeros(64), "nf4", 64, "found 1 dimensions"),
         (np.array([[1.0, 2.0], [np.nan, 1.0]]), "nf4", 64, "found nan in row 1, column 0"),
         (np.array([[1.0, 2.0], [3.0, -np.inf]]), "fp4", 64, "found -inf in row 1, column 1"),
         (np.full((1, 32), np.inf), "int8", 64, "found inf in row 0, column 0"),
-        (np.full((1, 32), 3e38), "int8", 64, "beyond the format's largest"),
+        (np.full((1, 32), 3e38), "q8_0", 64, "beyond the format's largest"),
     ],
 )
 def test_refused(values: np.ndarray, kind: str, block_size: int, text: str) -> None:

@@ -102,18 +102,45 @@ def test_decode(tmp_path: Path, kind: Type, shape: tuple[int, int]) -> None:
     np.testing.assert_array_equal(bits(again.dequantize()), bits(weight.dequantize()))
 
 
-def test_encode_int8() -> None:
-    """quantize="int8" is GGUF's Q8_0, bit for bit."""
+def test_encode_q8_0() -> None:
+    """As gguf rounds, bit for bit."""
     for seed in range(5):
         source = random_weight(64, 96, seed)
         source[1, :32] = np.arange(32) / 2  # ties: levels are rounded half away from zero
         source[1, 0] = 127
         source[2] = 1e-36  # the scale is zero in float16
-        ours = _core.quantize(source, "int8", 64, False)
+        ours = _core.quantize(source, "q8_0", 64, False)
         assert (ours.format, ours.block_size) == ("q8_0", 32)
         np.testing.assert_array_equal(ours.planes()["data"], quants.quantize(source, Type.Q8_0).reshape(-1))
     tiny = np.full((1, 32), 1e-40, np.float32)  # the reciprocal of the scale is infinite
-    np.testing.assert_array_equal(_core.quantize(tiny, "int8", 64, False).dequantize(), 0 * tiny)
+    np.testing.assert_array_equal(_core.quantize(tiny, "q8_0", 64, False).dequantize(), 0 * tiny)
+
+
+@pytest.mark.parametrize(("cols", "block"), [(256, 128), (192, 64), (96, 32)])
+def test_encode_int8(cols: int, block: int) -> None:
+    """Against numpy: the greatest of a block is 127, the others are rounded by the scale that is stored."""
+    source = random_weight(37, cols, 3)
+    source[1, :block] = np.arange(block) / 2 % 30  # ties: to even
+    source[1, 0] = 127
+    source[2] = 0
+    source[3] = 1e-41  # a subnormal scale, whose inverse is infinite in float32
+    source[4] *= np.float32(1e36)
+    found = _core.quantize(source, "int8", 64, False)
+    assert (found.format, found.block_size, found.nbytes) == ("int8", block, 37 * cols * (1 + 4 / block))
+    blocks = source.reshape(37, -1, block)
+    scales = np.abs(blocks).max(axis=-1) / np.float32(127)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        exact = np.nan_to_num(blocks.astype(np.float64) * (1 / scales[..., None].astype(np.float64)))
+    levels = np.clip(np.rint(exact), -127, 127).astype(np.int8)
+    planes = found.planes()
+    np.testing.assert_array_equal(planes["scales"], scales.reshape(-1))
+    np.testing.assert_array_equal(planes["levels"], levels.reshape(-1))
+    values = (levels.astype(np.float32) * scales[..., None]).reshape(37, cols)
+    np.testing.assert_array_equal(bits(found.dequantize()), bits(values))
+    again = _core.weight_from_planes("int8", 37, cols, block, planes)
+    np.testing.assert_array_equal(bits(again.dequantize()), bits(values))
+    with pytest.raises(_core.CorruptFileError, match="whole blocks"):
+        _core.weight_from_planes("int8", 37, cols, 48, planes)
 
 
 # --- a real file ----------------------------------------------------------------------------------------------------

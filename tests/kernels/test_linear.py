@@ -8,7 +8,7 @@ from kernel_checks import relative
 
 from halfbyte import _core
 
-FORMATS = ["nf4", "nf4-128", "fp4", "fp4-32", "int8", "f32", "f16", "bf16", "q4_0", "q4_1", "int8_rows"]
+FORMATS = ["nf4", "nf4-128", "fp4", "fp4-32", "int8", "q8_0", "f32", "f16", "bf16", "q4_0", "q4_1", "int8_rows"]
 # (rows of x, in, out)
 SHAPES = [
     (1, 64, 16),

@@ -42,6 +42,9 @@ inline F vector_tail(const typename Kind::T* p, int64_t n) {
     return Kind::vector(lanes);
 }
 
+/// Of a line that will be written.
+inline void prefetch_write(const void* p) { __builtin_prefetch(p, 1); }
+
 inline float max_of(float a, float b) { return a > b ? a : b; }
 inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }

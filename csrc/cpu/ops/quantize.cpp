@@ -105,21 +105,23 @@ void quantize_row8(const float* x, int64_t cols, int64_t block, uint8_t* values,
         const int64_t count = min_of(kRun, cols / block - first);
         float highest;
         const bool finite = block_peaks(x, block, count, peaks, &highest);
-        for (int64_t b = 0; b < count; b++, x += block, values += block) {
+        // Read again in wider pieces than they are written: a whole run later, so that no load waits for its stores.
+        alignas(64) int16_t words[kRun * kLargestBlock];
+        for (int64_t b = 0; b < count; b++, x += block) {
             const BlockScale s = block_scale(peaks[b], finite || all_finite(x, block), kActivationMax8);
-            alignas(64) int16_t words[64];
             F sum = zero();
             round_block(x, block, s, [&](int64_t i, F, F r) {
-                store_i16(words + i, r);
+                store_i16(words + b * block + i, r);
                 sum = sum + r;
             });
-            store_quads_of(words, block, values);
             const float total = reduce_add(sum);
             const int64_t at = (first + b) * stride;
             scales[at] = s.scale;
             if (sums != nullptr) sums[at] = s.scale * total;
             starts[at] = -kQuadBias * int32_t(total);
         }
+        store_quads_of(words, count * block, values);
+        values += count * block;
     }
 #else
     (void)x, (void)cols, (void)block, (void)values, (void)scales, (void)sums, (void)starts, (void)stride;
