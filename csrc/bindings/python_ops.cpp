@@ -153,6 +153,11 @@ public:
         return result;
     }
 
+    size_t uploaded_bytes(PyWeight& weight) {
+        const py::gil_scoped_release release;
+        return weight.uploaded_to(device_).bytes();
+    }
+
     /// Several parts into the columns of one array, or onto them; for the tests of what a model does.
     void linear_into(const FloatArray& x, const std::vector<std::shared_ptr<PyWeight>>& weights, py::array_t<float>& y,
                      bool accumulate) {
@@ -402,6 +407,7 @@ void bind_ops(py::module_& m) {
         .def("linear_into", &Ops::linear_into, py::arg("x"), py::arg("weights"), py::arg("y").noconvert(),
              py::arg("accumulate"))
         .def("round_trip", &Ops::round_trip, py::arg("weight"))
+        .def("uploaded_bytes", &Ops::uploaded_bytes, py::arg("weight"))
         .def("attention", &Ops::attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("causal"), py::arg("mask"),
              py::arg("scale"), py::arg("window"), py::arg("softcap"), py::arg("cache") = "")
         .def("layer_norm", &Ops::layer_norm, py::arg("x"), py::arg("gamma"), py::arg("beta"), py::arg("eps"))

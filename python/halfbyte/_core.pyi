@@ -71,6 +71,8 @@ class Ops:
         """Several weights of one input, side by side into the columns of y (or added to them), whose rows may be strided."""
     def round_trip(self, weight: Weight) -> Weight:
         """The weight uploaded to the device's own layout and put back, bit for bit: the layout loses nothing."""
+    def uploaded_bytes(self, weight: Weight) -> int:
+        """Bytes of the weight in the device's own layout."""
     def attention(
         self,
         q: NDArray[np.float32],

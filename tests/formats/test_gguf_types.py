@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,16 @@ def test_blocks_are_validated(kind: Type) -> None:
         _core.weight_from_planes(name, 2, elements + 1, scaled, {"data": data})
     with pytest.raises(_core.CorruptFileError, match=f"block size 48, expected {scaled}"):
         _core.weight_from_planes(name, 2, elements, 48, {"data": data})
+
+
+def test_grids_are_as_generated() -> None:
+    """The tables of the source are what tools/iq_grids.py makes of gguf's."""
+    root = Path(__file__).parents[2]
+    made = subprocess.run(
+        [sys.executable, root / "tools/iq_grids.py"], capture_output=True, text=True, check=True
+    ).stdout
+    source = (root / "csrc/storage/iq_grids.cpp").read_text(encoding="utf-8")
+    assert len(made) > 5000 and made in source
 
 
 def test_float64(tmp_path: Path) -> None:

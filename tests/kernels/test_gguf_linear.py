@@ -1,5 +1,8 @@
 """linear() of every block format of GGUF, in whatever layout the device keeps it, on every instruction set."""
 
+import re
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -63,3 +66,34 @@ def test_blocks_of_16_with_any_scales(make_ops, rng, kind):
     found = make_ops("high").linear(np.eye(cols, dtype=np.float32), weight, None).T
     peaks = np.repeat(np.abs(values).reshape(21, -1, 32).max(axis=-1), 32, axis=1)
     assert (np.abs(found - values) <= (10 * 2.0**-24 + 0.5 / 8191) * peaks).all()
+
+
+def documented():
+    """Of the table in docs/formats.md: {type: (bits in the file, the choices of bits in memory)}."""
+    page = (Path(__file__).parents[2] / "docs/formats.md").read_text(encoding="utf-8")
+    rows = {}
+    for line in page.partition("## GGUF")[2].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) != 5 or not re.fullmatch(r"[\d., ]+", cells[1]):
+            continue
+        kinds, bits = cells[0].split(", "), [float(number) for number in cells[1].split(", ")]
+        memory = [float(number) for number in cells[4].split(" or ")]
+        for i, kind in enumerate(kinds):
+            rows[kind] = (bits[i % len(bits)], memory)
+    return rows
+
+
+def test_the_table_of_the_docs_names_every_type():
+    assert set(documented()) == {kind.name for kind in LAYOUTS} | {"F64"}
+
+
+@KINDS
+def test_the_sizes_of_the_docs(rng, kind):
+    """To the two digits that the table has; a panel's tables are 0.02 bits a weight of this size."""
+    in_file, in_memory = documented()[kind.name]
+    elements, size = gguf.GGML_QUANT_SIZES[kind]
+    assert in_file == pytest.approx(8 * size / elements, abs=0.005)
+    weight = make_weight(kind, random_matrix(kind, 256, 4096, 1.0, rng))
+    assert weight.bits_per_weight == 8 * size / elements
+    found = 8 * _core.Ops("cpu", 2, "high").uploaded_bytes(weight) / (256 * 4096)
+    assert any(bits - 0.005 <= found <= bits + 0.025 for bits in in_memory), found
