@@ -17,6 +17,7 @@ struct Plane {
     const void* data = nullptr;
     size_t bytes = 0;
     std::shared_ptr<const void> owner;
+    bool mapped = false;  ///< pages of a read-only file mapping: they can be dropped and come back by themselves
 
     template <class T>
     const T* as() const {
@@ -46,6 +47,10 @@ struct Weight {
     }
     double bits_per_weight() const { return size() == 0 ? 0.0 : 8.0 * double(bytes()) / double(size()); }
 };
+
+/// The part [first, last) of `of` of a mapped plane need not stay in memory, since a copy of it has been made; it is read again
+/// from the file if somebody asks. Does nothing for other planes, and to pages that are shared with what lies beside it.
+void drop_pages(const Plane& plane, int64_t first, int64_t last, int64_t of);
 
 /// A plane over memory that the plane itself owns: `bytes` zeroed bytes, 64-byte aligned; `data` is writable until shared.
 Plane allocate_plane(size_t bytes);

@@ -173,6 +173,8 @@ public:
             Row row;
             for (int64_t panel = first; panel < last; panel++)
                 if (!fill_panel(panel, row, f16)) good.store(false, std::memory_order_relaxed);
+            for (const Plane& plane : weight_.planes)
+                drop_pages(plane, first * kPanelRows, std::min(last * kPanelRows, weight_.rows), weight_.rows);
         };
         pool.parallel_for(panels_, 1, fill);
         if (!good) return std::nullopt;

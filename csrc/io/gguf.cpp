@@ -201,7 +201,7 @@ private:
             }
             if (item.offset < end) corrupt("tensor ", *item.name, ": its bytes overlap those of another tensor");
             end = item.offset + item.bytes;
-            item.tensor->bytes = Plane{data_ + start + item.offset, size_t(item.bytes), out_.file_};
+            item.tensor->bytes = Plane{data_ + start + item.offset, size_t(item.bytes), out_.file_, true};
         }
     }
 

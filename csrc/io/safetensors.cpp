@@ -101,7 +101,7 @@ std::map<std::string, SafetensorsEntry, std::less<>> read_safetensors(const std:
             fail(ErrorCode::corrupt, tensor, ": shape ", shape.dump(), " of ", dtype.get<std::string>(), " needs ", bytes,
                  " bytes, data_offsets give ", end - begin);
         }
-        result.bytes = Plane{data + begin, size_t(bytes), file};
+        result.bytes = Plane{data + begin, size_t(bytes), file, true};
         const auto [position, inserted] = entries.emplace(name, std::move(result));
         ranges.push_back({begin, end, &position->first});
     }

@@ -39,6 +39,7 @@ Weight float_weight(const SafetensorsEntry& entry, std::string_view where) {
     const MatrixShape shape = matrix_shape(entry.shape, where);
     const Plane plane = aligned(entry.bytes, size_of(entry.dtype));
     Weight weight = make_float_weight(plane.data, entry.dtype, shape.rows, shape.cols, plane.owner);
+    weight.planes[0] = plane;
     weight.storage->validate(weight, where);
     return weight;
 }

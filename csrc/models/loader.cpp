@@ -140,10 +140,8 @@ void Loader::report(const std::string& tensor, const Weight& weight) {
 }
 
 Weight Loader::rounded(const std::string& tensor, const Weight& weight, const std::string& format) const {
-    const Plane values = allocate_plane(size_t(weight.size()) * sizeof(float));
-    decode(weight, const_cast<float*>(values.as<float>()));
     try {
-        return encode(values.as<float>(), weight.rows, weight.cols, {.format = format}, device_.host_pool());
+        return encode(weight, {.format = format}, device_.host_pool());
     } catch (const Error& error) {
         fail(error.code(), checkpoint_.path().string(), ": tensor '", tensor, "': ", error.what());
     }

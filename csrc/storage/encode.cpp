@@ -5,6 +5,8 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <memory>
+#include <numeric>
 
 #include "core/error.h"
 #include "storage/bnb4.h"
@@ -64,6 +66,40 @@ T* writable(const Plane& plane) {
     return static_cast<T*>(const_cast<void*>(plane.data));
 }
 
+/// What is encoded: float32 in memory, or a weight that is decoded a few rows at a time.
+struct Source {
+    const float* values;   // [rows, cols], or null
+    const Weight* weight;  // the same shape, or null
+    int64_t rows, cols;
+
+    /// f(number, elements, count) for every block of `size` elements of the flattened matrix; the last may be short.
+    template <class Block>
+    void each_block(int64_t size, ThreadPool& pool, Block f) const {
+        const int64_t total = rows * cols, blocks = (total + size - 1) / size;
+        if (values != nullptr) {
+            pool.parallel_for(blocks, std::max<int64_t>(1, 16384 / size), [&](int64_t begin, int64_t end) {
+                for (int64_t b = begin; b < end; b++) f(b, values + b * size, std::min(size, total - b * size));
+            });
+            return;
+        }
+        // The fewest rows that are whole blocks, or a multiple of these.
+        const int64_t whole = size / std::gcd(size, cols), together = whole * std::max<int64_t>(1, 16384 / (whole * cols));
+        pool.parallel_for((rows + together - 1) / together, 1, [&](int64_t begin, int64_t end) {
+            const auto decoded = std::make_unique_for_overwrite<float[]>(size_t(together * cols));
+            for (int64_t group = begin; group < end; group++) {
+                const int64_t first = group * together, last = std::min(first + together, rows);
+                for (int64_t r = first; r < last; r++)
+                    weight->storage->decode_row(*weight, r, decoded.get() + (r - first) * cols);
+                const int64_t count = (last - first) * cols;
+                for (int64_t at = 0; at < count; at += size)
+                    f((first * cols + at) / size, decoded.get() + at, std::min(size, count - at));
+            }
+            for (const Plane& plane : weight->planes)
+                drop_pages(plane, begin * together, std::min(end * together, rows), rows);
+        });
+    }
+};
+
 /// max |x|. Infinities and NaN come out as such: all of them compare above every finite number as integers.
 float largest_magnitude(const float* x, int64_t count) {
     uint32_t largest = 0;
@@ -71,11 +107,12 @@ float largest_magnitude(const float* x, int64_t count) {
     return std::bit_cast<float>(largest);
 }
 
-[[noreturn]] void fail_not_finite(const float* values, int64_t first, int64_t count, int64_t cols, std::string_view format) {
-    int64_t i = first;
-    while (i < first + count - 1 && std::isfinite(values[i])) i++;
-    fail(ErrorCode::invalid_argument, "quantize to ", format, ": values must be finite, found ", values[i], " in row ",
-         i / cols, ", column ", i % cols);
+/// x[count] are the elements from `first` on of the flattened matrix.
+[[noreturn]] void fail_not_finite(const float* x, int64_t first, int64_t count, int64_t cols, std::string_view format) {
+    int64_t i = 0;
+    while (i < count - 1 && std::isfinite(x[i])) i++;
+    fail(ErrorCode::invalid_argument, "quantize to ", format, ": values must be finite, found ", x[i], " in row ",
+         (first + i) / cols, ", column ", (first + i) % cols);
 }
 
 /// One block as bitsandbytes quantises it (backends/default/ops.py, quantize_4bit). codes: [(count + 1) / 2].
@@ -179,7 +216,7 @@ void double_quantize(Weight& weight, int64_t blocks) {
     }
 }
 
-Weight encode_bnb4(const float* values, int64_t rows, int64_t cols, const EncodeOptions& options, ThreadPool& pool) {
+Weight encode_bnb4(const Source& source, const EncodeOptions& options, ThreadPool& pool) {
     static const Encoder4 nf4(kNf4Map);
     static const Encoder4 fp4(kFp4Map);
     const bool is_nf4 = options.format == "nf4";
@@ -190,8 +227,8 @@ Weight encode_bnb4(const float* values, int64_t rows, int64_t cols, const Encode
              ", expected a power of two from 32 to 4096");
     }
     Weight weight;
-    weight.rows = rows;
-    weight.cols = cols;
+    weight.rows = source.rows;
+    weight.cols = source.cols;
     weight.storage = is_nf4 ? &nf4_storage() : &fp4_storage();
     weight.block_size = block_size;
     const int64_t count = weight.size();
@@ -202,14 +239,11 @@ Weight encode_bnb4(const float* values, int64_t rows, int64_t cols, const Encode
     std::memcpy(writable<float>(weight.planes[kBnb4Map]), encoder.map.data(), sizeof encoder.map);
     auto* codes = writable<uint8_t>(weight.planes[kBnb4Codes]);
     auto* absmax = writable<float>(weight.planes[kBnb4Absmax]);
-    pool.parallel_for(blocks, std::max(1, 16384 / block_size), [&](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; block++) {
-            const int64_t first = block * block_size;
-            const int64_t size = std::min<int64_t>(block_size, count - first);
-            absmax[block] = largest_magnitude(values + first, size);
-            if (!std::isfinite(absmax[block])) fail_not_finite(values, first, size, cols, options.format);
-            encode_block4(encoder, values + first, size, size == block_size, absmax + block, codes + first / 2);
-        }
+    source.each_block(block_size, pool, [&](int64_t block, const float* x, int64_t size) {
+        const int64_t first = block * block_size;
+        absmax[block] = largest_magnitude(x, size);
+        if (!std::isfinite(absmax[block])) fail_not_finite(x, first, size, source.cols, options.format);
+        encode_block4(encoder, x, size, size == block_size, absmax + block, codes + first / 2);
     });
     if (options.double_quant) double_quantize(weight, blocks);
     return weight;
@@ -217,108 +251,114 @@ Weight encode_bnb4(const float* values, int64_t rows, int64_t cols, const Encode
 
 /// gguf/quants.py, class Q8_0: scale = max |x| / 127 as float16; levels are rounded half away from zero by the float32
 /// scale.
-Weight encode_q8_0(const float* values, int64_t rows, int64_t cols, ThreadPool& pool) {
+Weight encode_q8_0(const Source& source, ThreadPool& pool) {
     constexpr int kBlock = 32;
     constexpr int kBlockBytes = 34;
-    if (cols % kBlock != 0) {
-        fail(ErrorCode::invalid_argument, "quantize to q8_0: ", cols, " columns, expected a multiple of ", kBlock);
+    if (source.cols % kBlock != 0) {
+        fail(ErrorCode::invalid_argument, "quantize to q8_0: ", source.cols, " columns, expected a multiple of ", kBlock);
     }
     Weight weight;
-    weight.rows = rows;
-    weight.cols = cols;
+    weight.rows = source.rows;
+    weight.cols = source.cols;
     weight.storage = &q8_0_storage();
     weight.block_size = kBlock;
     const int64_t blocks = weight.size() / kBlock;
     weight.planes[0] = allocate_plane(size_t(blocks) * kBlockBytes);
     auto* out = writable<uint8_t>(weight.planes[0]);
-    pool.parallel_for(blocks, 512, [&](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; block++) {
-            const float* x = values + block * kBlock;
-            uint8_t* to = out + block * kBlockBytes;
-            const float largest = largest_magnitude(x, kBlock);
-            if (!std::isfinite(largest)) fail_not_finite(values, block * kBlock, kBlock, cols, "q8_0");
-            const float scale = largest / 127;
-            const uint16_t bits = f32_to_f16(scale);
-            if (bits == 0x7c00) {
-                fail(ErrorCode::invalid_argument, "quantize to q8_0: a value of magnitude ", largest, " in row ",
-                     block * kBlock / cols, " is beyond the format's largest, 65504 * 127");
-            }
-            // The reciprocal of a subnormal may be infinite; such a scale is zero in float16 anyway.
-            const float reciprocal = scale == 0 ? 0.0f : 1.0f / scale;
-            const float inverse = std::isfinite(reciprocal) ? reciprocal : 0.0f;
-            std::memcpy(to, &bits, sizeof bits);
-            for (int j = 0; j < kBlock; j++) {
-                const float scaled = x[j] * inverse;
-                const int whole = int(scaled);
-                const float rest = scaled - float(whole);
-                to[2 + j] = uint8_t(int8_t(whole + (rest >= 0.5f ? 1 : 0) - (rest <= -0.5f ? 1 : 0)));
-            }
+    source.each_block(kBlock, pool, [&](int64_t block, const float* x, int64_t) {
+        uint8_t* to = out + block * kBlockBytes;
+        const float largest = largest_magnitude(x, kBlock);
+        if (!std::isfinite(largest)) fail_not_finite(x, block * kBlock, kBlock, source.cols, "q8_0");
+        const float scale = largest / 127;
+        const uint16_t bits = f32_to_f16(scale);
+        if (bits == 0x7c00) {
+            fail(ErrorCode::invalid_argument, "quantize to q8_0: a value of magnitude ", largest, " in row ",
+                 block * kBlock / source.cols, " is beyond the format's largest, 65504 * 127");
+        }
+        // The reciprocal of a subnormal may be infinite; such a scale is zero in float16 anyway.
+        const float reciprocal = scale == 0 ? 0.0f : 1.0f / scale;
+        const float inverse = std::isfinite(reciprocal) ? reciprocal : 0.0f;
+        std::memcpy(to, &bits, sizeof bits);
+        for (int j = 0; j < kBlock; j++) {
+            const float scaled = x[j] * inverse;
+            const int whole = int(scaled);
+            const float rest = scaled - float(whole);
+            to[2 + j] = uint8_t(int8_t(whole + (rest >= 0.5f ? 1 : 0) - (rest <= -0.5f ? 1 : 0)));
         }
     });
     return weight;
 }
 
 /// A level is rounded against the scale that is stored.
-Weight encode_int8(const float* values, int64_t rows, int64_t cols, ThreadPool& pool) {
+Weight encode_int8(const Source& source, ThreadPool& pool) {
+    const int64_t cols = source.cols;
     if (cols % 32 != 0) {
         fail(ErrorCode::invalid_argument, "quantize to int8: ", cols, " columns, expected a multiple of 32");
     }
     constexpr int kMost = 127;
     const int64_t size = cols % 128 == 0 ? 128 : cols % 64 == 0 ? 64 : 32;
     Weight weight;
-    weight.rows = rows, weight.cols = cols, weight.storage = &int8_storage(), weight.block_size = int32_t(size);
+    weight.rows = source.rows, weight.cols = cols, weight.storage = &int8_storage(), weight.block_size = int32_t(size);
     const int64_t blocks = weight.size() / size;
     weight.planes[kInt8Levels] = allocate_plane(size_t(weight.size()));
     weight.planes[kInt8Scales] = allocate_plane(size_t(blocks) * sizeof(float));
     auto* levels = writable<int8_t>(weight.planes[kInt8Levels]);
     auto* scales = writable<float>(weight.planes[kInt8Scales]);
-    pool.parallel_for(blocks, 16384 / size, [&](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; block++) {
-            const float* x = values + block * size;
-            const float largest = largest_magnitude(x, size);
-            if (!std::isfinite(largest)) fail_not_finite(values, block * size, size, cols, "int8");
-            const float scale = largest / kMost;
-            // In float64, where the inverse of a subnormal is finite.
-            const double inverse = scale == 0 ? 0 : 1.0 / double(scale);
-            scales[block] = scale;
-            for (int64_t i = 0; i < size; i++) {
-                const double level = std::nearbyint(double(x[i]) * inverse);
-                levels[block * size + i] = int8_t(std::clamp(level, double(-kMost), double(kMost)));
-            }
+    source.each_block(size, pool, [&](int64_t block, const float* x, int64_t) {
+        const float largest = largest_magnitude(x, size);
+        if (!std::isfinite(largest)) fail_not_finite(x, block * size, size, cols, "int8");
+        const float scale = largest / kMost;
+        // In float64, where the inverse of a subnormal is finite.
+        const double inverse = scale == 0 ? 0 : 1.0 / double(scale);
+        scales[block] = scale;
+        for (int64_t i = 0; i < size; i++) {
+            const double level = std::nearbyint(double(x[i]) * inverse);
+            levels[block * size + i] = int8_t(std::clamp(level, double(-kMost), double(kMost)));
         }
     });
     return weight;
 }
 
-Weight encode_float(const float* values, int64_t rows, int64_t cols, DType dtype, ThreadPool& pool) {
+Weight encode_float(const Source& source, DType dtype, ThreadPool& pool) {
+    const int64_t rows = source.rows, cols = source.cols;
     const Plane plane = allocate_plane(size_t(rows) * size_t(cols) * size_of(dtype));
-    pool.parallel_for(rows * cols, 65536, [&](int64_t begin, int64_t end) {
+    constexpr int64_t kTogether = 256;
+    source.each_block(kTogether, pool, [&](int64_t block, const float* x, int64_t count) {
+        const int64_t first = block * kTogether;
         if (dtype == DType::f32) {
-            std::memcpy(writable<float>(plane) + begin, values + begin, size_t(end - begin) * sizeof(float));
+            std::memcpy(writable<float>(plane) + first, x, size_t(count) * sizeof(float));
             return;
         }
-        auto* bits = writable<uint16_t>(plane);
-        for (int64_t i = begin; i < end; i++) bits[i] = dtype == DType::f16 ? f32_to_f16(values[i]) : f32_to_bf16(values[i]);
+        auto* bits = writable<uint16_t>(plane) + first;
+        for (int64_t i = 0; i < count; i++) bits[i] = dtype == DType::f16 ? f32_to_f16(x[i]) : f32_to_bf16(x[i]);
     });
     return make_float_weight(plane.data, dtype, rows, cols, plane.owner);
+}
+
+Weight encode_source(const Source& source, const EncodeOptions& options, ThreadPool& pool) {
+    int64_t count = 0;
+    if (source.rows < 1 || source.cols < 1 || __builtin_mul_overflow(source.rows, source.cols, &count)) {
+        fail(ErrorCode::invalid_argument, "quantize: expected a matrix [out, in] of at least one element, found [",
+             source.rows, ", ", source.cols, "]");
+    }
+    if (options.format == "nf4" || options.format == "fp4") return encode_bnb4(source, options, pool);
+    if (options.format == "int8") return encode_int8(source, pool);
+    if (options.format == "q8_0") return encode_q8_0(source, pool);
+    if (options.format == "f32") return encode_float(source, DType::f32, pool);
+    if (options.format == "f16") return encode_float(source, DType::f16, pool);
+    if (options.format == "bf16") return encode_float(source, DType::bf16, pool);
+    fail(ErrorCode::invalid_argument, "quantize: unknown format \"", options.format,
+         "\"; expected nf4, fp4, int8, q8_0, bf16, f16 or f32");
 }
 
 }  // namespace
 
 Weight encode(const float* values, int64_t rows, int64_t cols, const EncodeOptions& options, ThreadPool& pool) {
-    int64_t count = 0;
-    if (rows < 1 || cols < 1 || __builtin_mul_overflow(rows, cols, &count)) {
-        fail(ErrorCode::invalid_argument, "quantize: expected a matrix [out, in] of at least one element, found [", rows,
-             ", ", cols, "]");
-    }
-    if (options.format == "nf4" || options.format == "fp4") return encode_bnb4(values, rows, cols, options, pool);
-    if (options.format == "int8") return encode_int8(values, rows, cols, pool);
-    if (options.format == "q8_0") return encode_q8_0(values, rows, cols, pool);
-    if (options.format == "f32") return encode_float(values, rows, cols, DType::f32, pool);
-    if (options.format == "f16") return encode_float(values, rows, cols, DType::f16, pool);
-    if (options.format == "bf16") return encode_float(values, rows, cols, DType::bf16, pool);
-    fail(ErrorCode::invalid_argument, "quantize: unknown format \"", options.format,
-         "\"; expected nf4, fp4, int8, q8_0, bf16, f16 or f32");
+    return encode_source({values, nullptr, rows, cols}, options, pool);
+}
+
+Weight encode(const Weight& weight, const EncodeOptions& options, ThreadPool& pool) {
+    return encode_source({nullptr, &weight, weight.rows, weight.cols}, options, pool);
 }
 
 }  // namespace halfbyte

@@ -21,5 +21,7 @@ struct EncodeOptions {
 /// Errors: invalid_argument for an unknown format or a wrong block size; for int8 and q8_0, cols not a multiple of 32;
 /// a NaN or infinity in `values` for the quantised formats.
 Weight encode(const float* values, int64_t rows, int64_t cols, const EncodeOptions& options, ThreadPool& pool);
+/// The same of a weight in another storage. A few rows at a time are decoded; the source's mapped pages are dropped behind them.
+Weight encode(const Weight& weight, const EncodeOptions& options, ThreadPool& pool);
 
 }  // namespace halfbyte
