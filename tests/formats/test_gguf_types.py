@@ -142,6 +142,7 @@ def test_an_unknown_name_is_answered_with_all_known_ones() -> None:
     assert set(known) == {kind.name.lower() for kind in LAYOUTS} | {
         "nf4",
         "fp4",
+        "int8",
         "int8_rows",
         "f16",
         "f32",
