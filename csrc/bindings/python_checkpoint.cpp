@@ -3,8 +3,10 @@
 
 #include "bindings/python.h"
 #include "core/error.h"
+#include "device/device.h"
 #include "io/checkpoint.h"
 #include "io/gguf.h"
+#include "models/loader.h"
 
 namespace halfbyte::python {
 
@@ -61,6 +63,25 @@ py::object metadata(const Checkpoint& self, const std::string& key) {
     return to_python(*value, key);
 }
 
+/// The architecture, and what it does with each tensor, as tuples; see PlannedTensor.
+py::tuple plan(const Checkpoint& self) {
+    std::vector<PlannedTensor> tensors;
+    std::string architecture;
+    {
+        const py::gil_scoped_release release;
+        const auto device = make_device("cpu", {1, Precision::float32});
+        LoadOptions options;
+        options.plan = &tensors;
+        architecture = load_model(self, *device, options)->info().architecture;
+    }
+    static constexpr const char* kRoles[] = {"linear", "output", "embedding", "vector"};
+    py::list list;
+    for (const PlannedTensor& t : tensors)
+        list.append(
+            py::make_tuple(t.tensor, t.hf, t.gguf, kRoles[size_t(t.role)], t.rows, t.cols, t.transposed, t.row_order));
+    return py::make_tuple(architecture, list);
+}
+
 }  // namespace
 
 void bind_checkpoint(py::module_& m) {
@@ -84,6 +105,8 @@ void bind_checkpoint(py::module_& m) {
                 return result;
             },
             py::arg("name"))
+        .def("plan", &plan)
+        .def_property_readonly("has_reference_rows", [](const Checkpoint& c) { return c.has_reference_rows(); })
         .def("metadata", &metadata, py::arg("key"))
         .def("metadata_json", [](const Checkpoint& c) { return c.metadata_json(); });
 }

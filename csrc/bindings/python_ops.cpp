@@ -153,6 +153,13 @@ public:
         return result;
     }
 
+    std::shared_ptr<PyWeight> arranged(const PyWeight& weight) {
+        const py::gil_scoped_release release;
+        auto result = std::make_shared<PyWeight>();
+        result->weight = device_->arranged(weight.weight);
+        return result;
+    }
+
     size_t uploaded_bytes(PyWeight& weight) {
         const py::gil_scoped_release release;
         return weight.uploaded_to(device_).bytes();
@@ -407,6 +414,7 @@ void bind_ops(py::module_& m) {
         .def("linear_into", &Ops::linear_into, py::arg("x"), py::arg("weights"), py::arg("y").noconvert(),
              py::arg("accumulate"))
         .def("round_trip", &Ops::round_trip, py::arg("weight"))
+        .def("arranged", &Ops::arranged, py::arg("weight"))
         .def("uploaded_bytes", &Ops::uploaded_bytes, py::arg("weight"))
         .def("attention", &Ops::attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("causal"), py::arg("mask"),
              py::arg("scale"), py::arg("window"), py::arg("softcap"), py::arg("cache") = "")

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -7,6 +8,7 @@
 #include "core/error.h"
 #include "core/thread_pool.h"
 #include "io/ggml_types.h"
+#include "io/gguf_weights.h"
 #include "storage/encode.h"
 #include "storage/storage.h"
 
@@ -37,6 +39,7 @@ py::array_t<T> copy_of(const Plane& plane) {
 }
 
 py::dict planes_of(const Weight& weight) {
+    if (is_bnb4_panels(weight)) return planes_of(bnb4_from_panels(weight));
     py::dict planes;
     if (weight.storage == &int8_rows_storage()) {
         planes["levels"] = copy_of<int8_t>(weight.planes[kInt8RowsLevels]);
@@ -150,6 +153,31 @@ std::shared_ptr<PyWeight> quantize(const Array<float>& values, const std::string
     return wrap(std::move(weight));
 }
 
+std::shared_ptr<PyWeight> made(const PyWeight& self, const std::function<Weight(const Weight&)>& make) {
+    auto result = std::make_shared<PyWeight>();
+    const py::gil_scoped_release release;
+    result->weight = make(self.weight);
+    return result;
+}
+
+/// The planes as files hold them: [(end of the tensor's name, "I8" or "F32", bytes without a copy)]; one without a name for a
+/// storage of one plane.
+py::list file_parts(const std::shared_ptr<PyWeight>& self) {
+    const Weight& weight = self->weight;
+    const auto view = [&](const Plane& plane) {
+        py::array_t<uint8_t> array({py::ssize_t(plane.bytes)}, {py::ssize_t(1)}, plane.as<uint8_t>(), py::cast(self));
+        array.attr("flags").attr("writeable") = false;
+        return array;
+    };
+    py::list list;
+    const Storage* storage = nullptr;
+    const auto parts = combined_parts(std::string(weight.storage->name()), weight.nested_block_size != 0, storage);
+    for (const CombinedPart& part : parts)
+        list.append(py::make_tuple(part.suffix, part.type == 0 ? "F32" : "I8", view(weight.planes[size_t(part.plane)])));
+    if (parts.empty()) list.append(py::make_tuple("", "", view(weight.planes[0])));
+    return list;
+}
+
 py::array_t<float> dequantize(const PyWeight& self) {
     const Weight& weight = self.weight;
     py::array_t<float> out({weight.rows, weight.cols});
@@ -175,6 +203,37 @@ void bind_storage(py::module_& m) {
         .def_property_readonly("nbytes", [](const PyWeight& w) { return w.weight.bytes(); })
         .def_property_readonly("bits_per_weight", [](const PyWeight& w) { return w.weight.bits_per_weight(); })
         .def("dequantize", &dequantize)
+        .def_property_readonly("nested_block_size", [](const PyWeight& w) { return w.weight.nested_block_size; })
+        .def_property_readonly("nested_offset", [](const PyWeight& w) { return w.weight.nested_offset; })
+        .def("file_parts", &file_parts)
+        .def(
+            "encoded",
+            [](const PyWeight& w, const std::string& format, int block_size, bool double_quant) {
+                return made(w, [&](const Weight& weight) {
+                    return encode(weight, {format, block_size, double_quant}, shared_pool());
+                });
+            },
+            py::arg("format"), py::arg("block_size"), py::arg("double_quant"))
+        .def(
+            "reordered",
+            [](const PyWeight& w, const std::vector<int64_t>& order) {
+                std::vector<bool> seen(size_t(w.weight.rows));
+                for (const int64_t row : order) {
+                    if (row < 0 || row >= w.weight.rows || seen[size_t(row)])
+                        fail(ErrorCode::invalid_argument, "reordered: expected every row of ", w.weight.rows, " once");
+                    seen[size_t(row)] = true;
+                }
+                if (int64_t(order.size()) != w.weight.rows)
+                    fail(ErrorCode::invalid_argument, "reordered: ", order.size(), " rows of ", w.weight.rows);
+                return made(w, [&](const Weight& weight) { return reorder_rows(weight, order); });
+            },
+            py::arg("order"))
+        .def("transposed",
+             [](const PyWeight& w) {
+                 if (w.weight.storage->kind() != StorageKind::floating)
+                     fail(ErrorCode::invalid_argument, "transposed: expected floats, found ", w.weight.storage->name());
+                 return made(w, [&](const Weight& weight) { return transposed(weight, shared_pool()); });
+             })
         .def("planes", [](const PyWeight& w) { return planes_of(w.weight); })
         .def("__repr__", [](const PyWeight& w) {
             return concat("<halfbyte.Weight ", w.weight.storage->name(), " [", w.weight.rows, ", ", w.weight.cols, "]>");

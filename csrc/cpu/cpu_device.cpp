@@ -48,6 +48,12 @@ Weight CpuDevice::upload(const Weight& weight, WeightUse use) {
     return make_panels(weight, isa_, pool_, weights_).value_or(weight);
 }
 
+Weight CpuDevice::arranged(const Weight& weight) {
+    if (weight.storage != &nf4_storage() && weight.storage != &fp4_storage()) return weight;
+    const std::optional<Weight> panels = make_panels(weight, isa_, pool_, weights_);
+    return panels ? panels_for_file(*panels) : weight;
+}
+
 Weight CpuDevice::download(const Weight& uploaded) { return is_panels(uploaded) ? restore(uploaded) : uploaded; }
 
 void CpuDevice::embed(const Weight& table, std::span<const int32_t> ids, Tensor out, bool accumulate) {

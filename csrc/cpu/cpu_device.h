@@ -48,6 +48,7 @@ public:
     void copy_to_device(void* device, const void* host, size_t bytes) override;
     void copy_to_host(void* host, const void* device, size_t bytes) override;
     Weight upload(const Weight& weight, WeightUse use) override;
+    Weight arranged(const Weight& weight) override;
     Weight download(const Weight& uploaded) override;
     Weight upload_table(const Weight& weight) override { return weight; }
 

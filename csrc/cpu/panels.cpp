@@ -168,6 +168,9 @@ public:
 
     std::optional<Weight> make(ThreadPool& pool) {
         if (!prepare()) return std::nullopt;
+        out_.planes[kLevels] =
+            make_plane(size_t(panels_ * weight_.cols / kGroupCols * group_bytes(tables_->level_form)), memory_);
+        allocate_scales();
         std::atomic<bool> good{true}, f16{tables_->scale_form == ScaleForm::f16};
         const auto fill = [&](int64_t first, int64_t last) {
             Row row;
@@ -183,6 +186,18 @@ public:
             allocate_scales();
             pool.parallel_for(panels_, 1, fill);
         }
+        return out_;
+    }
+
+    /// The planes of a weight whose rows are interleaved already, as this instruction set wants them. Scales are copied: kernels
+    /// may load past their end.
+    std::optional<Weight> adopt() {
+        if (!prepare()) return std::nullopt;
+        if (tables_->scale_form == ScaleForm::f16) tables_->scale_form = ScaleForm::f32;
+        out_.planes[kLevels] = weight_.planes[kBnb4PanelsCodes];
+        allocate_scales();
+        std::memcpy(writable<void>(out_.planes[kScales]), weight_.planes[kBnb4PanelsScales].data,
+                    out_.planes[kScales].bytes);
         return out_;
     }
 
@@ -209,6 +224,8 @@ private:
         tables_ = new (writable<void>(out_.planes[kTables])) PanelTables;
         PanelTables& t = *tables_;
         t.source = weight_.storage, t.source_block = own;
+        const bool panels = is_bnb4_panels(weight_);
+        if (panels) t.source = weight_.storage == &nf4_panels_storage() ? &nf4_storage() : &fp4_storage();
         t.level_form = codebook_ != nullptr ? LevelForm::codes : bytes_ != nullptr ? LevelForm::bytes : LevelForm::words;
         t.has_offsets = codebook_ != nullptr ? codebook_->has_offsets() : bytes_ != nullptr && bytes_->has_offsets();
         limit_ = level_max(block);
@@ -223,17 +240,16 @@ private:
         }
         if (codebook_ != nullptr && weight_.nested_block_size != 0) {
             t.scale_form = ScaleForm::nested;
-            t.nested_map = make_nested_map(weight_.planes[kBnb4NestedMap].as<float>());
+            const Plane& nested = weight_.planes[panels ? int(kBnb4PanelsNested) : int(kBnb4NestedAbsmax)];
+            t.nested_map = make_nested_map(panels ? weight_.planes[kBnb4PanelsMaps].as<float>() + 16
+                                                  : weight_.planes[kBnb4NestedMap].as<float>());
             t.nested_shift = std::countr_zero(unsigned(weight_.nested_block_size));
             t.nested_offset = weight_.nested_offset;
-            out_.planes[kNested] = make_plane(weight_.planes[kBnb4NestedAbsmax].bytes, memory_);
-            std::memcpy(writable<void>(out_.planes[kNested]), weight_.planes[kBnb4NestedAbsmax].data,
-                        out_.planes[kNested].bytes);
+            out_.planes[kNested] = make_plane(nested.bytes, memory_);
+            std::memcpy(writable<void>(out_.planes[kNested]), nested.data, nested.bytes);
         } else {
             t.scale_form = blocks ? ScaleForm::f16 : ScaleForm::f32;
         }
-        out_.planes[kLevels] = make_plane(size_t(panels_ * cols / kGroupCols * group_bytes(t.level_form)), memory_);
-        allocate_scales();
         return true;
     }
 
@@ -353,6 +369,13 @@ private:
 }  // namespace
 
 std::optional<Weight> make_panels(const Weight& weight, const Isa& isa, ThreadPool& pool, WeightMemory& memory) {
+    if (is_bnb4_panels(weight)) {
+        const bool same =
+            std::memcmp(weight.planes[kBnb4PanelsPlaces].data, isa.kernels->nibble_place, kPanelRows * kGroupCols) == 0;
+        const bool aligned = reinterpret_cast<uintptr_t>(weight.planes[kBnb4PanelsCodes].data) % 64 == 0;
+        if (same && aligned) return PanelMaker(weight, isa, memory).adopt();
+        return PanelMaker(bnb4_from_panels(weight), isa, memory).make(pool);
+    }
     return PanelMaker(weight, isa, memory).make(pool);
 }
 
@@ -376,40 +399,34 @@ Panels view_panels(const Weight& weight) {
     return p;
 }
 
-Weight restore(const Weight& panels) {
+Weight restore(const Weight& panels) { return bnb4_from_panels(panels_for_file(panels)); }
+
+Weight panels_for_file(const Weight& panels) {
     const PanelTables* t = is_panels(panels) ? &tables_of(panels) : nullptr;
     if (t == nullptr || (t->source != &nf4_storage() && t->source != &fp4_storage()))
         fail(ErrorCode::unsupported, "restore: only panels made of an NF4 or FP4 weight can be put back");
-    const auto& storage = *static_cast<const PanelStorage*>(panels.storage);
-    const Panels p = view_panels(panels);
-    const int64_t blocks = p.cols / t->source_block;
+    const Isa& isa = static_cast<const PanelStorage*>(panels.storage)->isa();
+    const bool nested = t->scale_form == ScaleForm::nested;
     Weight out;
-    out.rows = p.rows, out.cols = p.cols, out.storage = t->source, out.block_size = int32_t(t->source_block);
-    out.planes[kBnb4Codes] = allocate_plane(size_t(p.rows * p.cols / 2));
-    out.planes[kBnb4Map] = allocate_plane(sizeof t->levels);
-    std::memcpy(writable<void>(out.planes[kBnb4Map]), t->levels, sizeof t->levels);
-    for (int64_t row = 0; row < p.rows; row++)
-        for (int64_t k = 0; k < p.cols; k += 2)
-            writable<uint8_t>(out.planes[kBnb4Codes])[(row * p.cols + k) / 2] =
-                uint8_t(storage.code(p, row, k) << 4 | storage.code(p, row, k + 1));
-    const bool nested = p.scale_form == ScaleForm::nested;
-    out.planes[kBnb4Absmax] = allocate_plane(size_t(p.rows * blocks) * (nested ? 1 : sizeof(float)));
-    for (int64_t row = 0; row < p.rows; row++)
-        for (int64_t b = 0; b < blocks; b++) {
-            const int64_t at = (row / kPanelRows * blocks + b) * kPanelRows + row % kPanelRows, to = row * blocks + b;
-            if (nested)
-                writable<uint8_t>(out.planes[kBnb4Absmax])[to] = static_cast<const uint8_t*>(p.scales)[at];
-            else
-                writable<float>(out.planes[kBnb4Absmax])[to] = p.scale_form == ScaleForm::f16
-                                                                   ? f16_to_f32(static_cast<const uint16_t*>(p.scales)[at])
-                                                                   : static_cast<const float*>(p.scales)[at];
-        }
+    out.rows = panels.rows, out.cols = panels.cols, out.block_size = int32_t(t->source_block);
+    out.storage = t->source == &nf4_storage() ? &nf4_panels_storage() : &fp4_panels_storage();
+    out.planes[kBnb4PanelsCodes] = panels.planes[kLevels];
+    out.planes[kBnb4PanelsScales] = panels.planes[kScales];
+    if (t->scale_form == ScaleForm::f16) {
+        const auto* scales = panels.planes[kScales].as<uint16_t>();
+        const size_t count = panels.planes[kScales].bytes / sizeof(uint16_t);
+        out.planes[kBnb4PanelsScales] = allocate_plane(count * sizeof(float));
+        for (size_t i = 0; i < count; i++) writable<float>(out.planes[kBnb4PanelsScales])[i] = f16_to_f32(scales[i]);
+    }
+    out.planes[kBnb4PanelsMaps] = allocate_plane((nested ? 16 + 256 : 16) * sizeof(float));
+    std::memcpy(writable<void>(out.planes[kBnb4PanelsMaps]), t->levels, sizeof t->levels);
     if (nested) {
         out.nested_block_size = 1 << t->nested_shift, out.nested_offset = t->nested_offset;
-        out.planes[kBnb4NestedAbsmax] = panels.planes[kNested];
-        out.planes[kBnb4NestedMap] = allocate_plane(sizeof t->nested_map.values);
-        std::memcpy(writable<void>(out.planes[kBnb4NestedMap]), t->nested_map.values, sizeof t->nested_map.values);
+        std::memcpy(writable<float>(out.planes[kBnb4PanelsMaps]) + 16, t->nested_map.values, sizeof t->nested_map.values);
+        out.planes[kBnb4PanelsNested] = panels.planes[kNested];
     }
+    out.planes[kBnb4PanelsPlaces] = allocate_plane(kPanelRows * kGroupCols);
+    std::memcpy(writable<void>(out.planes[kBnb4PanelsPlaces]), isa.kernels->nibble_place, kPanelRows * kGroupCols);
     return out;
 }
 

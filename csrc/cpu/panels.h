@@ -16,6 +16,9 @@ namespace halfbyte::cpu {
 /// are rounded to integers of 13 bits with a scale per 32 or 64 columns: 1.8e-4 of relative error where they are spread like a
 /// normal distribution (a bf16 has 1.6e-3).
 std::optional<Weight> make_panels(const Weight& weight, const Isa& isa, ThreadPool& pool, WeightMemory& memory);
+/// These panels, made of an NF4 or FP4 weight, as a storage that files hold; make_panels() takes it up again, without a copy of
+/// the codes where the order of the instruction set is the same. Error unsupported for others.
+Weight panels_for_file(const Weight& panels);
 /// True for a weight that make_panels() made for `isa`.
 bool is_panels(const Weight& weight, const Isa& isa);
 /// True for a weight that make_panels() made for whatever instruction set.

@@ -149,6 +149,9 @@ public:
     virtual void copy_to_host(void* host, const void* device, size_t bytes) = 0;
     /// The weight in the layout this device runs best, for linear(). May share the planes it is given.
     virtual Weight upload(const Weight& weight, WeightUse use = WeightUse::any_rows) = 0;
+    /// The weight in a storage that a file can hold and that upload() of this device takes up without copying most of it; the
+    /// weight as it is where the device has no better order for it.
+    virtual Weight arranged(const Weight& weight) { return weight; }
     /// What upload() was given, bit for bit. Errors: unsupported where the layout cannot be undone.
     virtual Weight download(const Weight& uploaded) = 0;
     /// The weight for embed(): rows are looked up, not multiplied; often the same planes. A weight used by both

@@ -34,6 +34,10 @@ public:
     /// The tensor as rows x cols: the last dimension is cols, the others are rows; a vector is 1 x n. Validated.
     /// Errors: not_found, corrupt, unsupported (a dtype or GGUF type that has no storage here).
     virtual Weight weight(std::string_view name) const = 0;
+    /// True where tensors have their names in GGUF files ("blk.0.attn_q"), false for those of Hugging Face.
+    virtual bool has_gguf_names() const { return false; }
+    /// True where the rows of q and k lie as transformers has them, false for the pairs of llama.cpp (see models/llama.cpp).
+    virtual bool has_reference_rows() const { return true; }
     /// GGUF: all metadata as JSON text without the arrays longer than `max_array`; folder: config.json's text.
     virtual std::string metadata_json() const = 0;
 

@@ -63,6 +63,8 @@ private:
 /// missing); unsupported (a part under another name); corrupt (parts that contradict each other).
 std::vector<GgufFile> open_gguf_parts(const std::filesystem::path& path);
 
+struct CombinedWeight;  // io/gguf_weights.h
+
 /// A model in one GGUF file, or in the parts of a split one. Arrays longer than `kMaxArray` are left out of metadata_json().
 class GgufCheckpoint final : public Checkpoint {
 public:
@@ -70,15 +72,18 @@ public:
     /// Errors: those of open_gguf_parts; corrupt (no general.architecture); unsupported (an adapter, quantised tensors of
     /// another version of the formats).
     explicit GgufCheckpoint(const std::filesystem::path& path);
+    ~GgufCheckpoint() override;
 
     const GgufFile& file() const { return files_.front(); }  ///< with all metadata
     std::string_view format() const override { return "gguf"; }
     const Config& config() const override { return config_; }
     const std::vector<std::string>& names() const override { return names_; }
-    bool contains(std::string_view name) const override { return tensors_.contains(name); }
+    bool contains(std::string_view name) const override;
     std::vector<int64_t> shape(std::string_view name) const override;
     Weight weight(std::string_view name) const override;
     std::string metadata_json() const override;
+    bool has_gguf_names() const override { return true; }
+    bool has_reference_rows() const override { return reference_rows_; }
 
 private:
     struct Located {
@@ -90,7 +95,9 @@ private:
     std::vector<GgufFile> files_;
     Config config_;
     std::map<std::string_view, Located> tensors_;  // names as files_ holds them
+    std::map<std::string, CombinedWeight, std::less<>> combined_;
     std::vector<std::string> names_;
+    bool reference_rows_ = false;
 };
 
 }  // namespace halfbyte

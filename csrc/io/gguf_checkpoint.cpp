@@ -1,12 +1,16 @@
 // A GGUF file as a Checkpoint: its "<architecture>.*" metadata is the config.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <set>
 
 #include "core/error.h"
 #include "core/utf8.h"
 #include "io/config_value.h"
 #include "io/ggml_types.h"
 #include "io/gguf.h"
+#include "io/gguf_weights.h"
+#include "io/json.h"
 #include "io/tensors.h"
 #include "storage/storage.h"
 
@@ -74,6 +78,12 @@ Config make_config(const GgufFile& file) {
         fail(ErrorCode::unsupported, file.where(),
              ": this is an adapter, not a model: load its base model, then the adapter");
     }
+    // halfbyte's own files keep the config.json that they were made from.
+    if (const std::string text = text_of(file, "halfbyte.config"); !text.empty()) {
+        const std::string where = concat(file.where(), ": halfbyte.config");
+        document->fields = parse_json(text, where);
+        return Config(where, false, std::move(document));
+    }
     if (document->gguf_architecture.empty()) fail(ErrorCode::corrupt, file.where(), ": general.architecture is missing");
     const std::string prefix = document->gguf_architecture + ".";
     for (const std::string& key : file.keys()) {
@@ -113,8 +123,24 @@ GgufCheckpoint::GgufCheckpoint(const std::filesystem::path& path)
             }
         }
     }
-    for (const auto& [name, located] : tensors_) names_.emplace_back(name);
+    combined_ = combined_weights(files_.front());
+    const std::string order = text_of(files_.front(), "halfbyte.row_order");
+    reference_rows_ = order == "huggingface";
+    if (!order.empty() && !reference_rows_)
+        fail(ErrorCode::unsupported, file().where(), ": halfbyte.row_order is \"", order, "\", expected \"huggingface\"");
+    std::set<std::string_view> parts;
+    for (const auto& [name, combined] : combined_) {
+        names_.push_back(name);
+        parts.insert(combined.parts.begin(), combined.parts.end());
+    }
+    for (const auto& [name, located] : tensors_)
+        if (!parts.contains(name)) names_.emplace_back(name);
+    std::sort(names_.begin(), names_.end());
 }
+
+GgufCheckpoint::~GgufCheckpoint() = default;
+
+bool GgufCheckpoint::contains(std::string_view name) const { return std::binary_search(names_.begin(), names_.end(), name); }
 
 const GgufCheckpoint::Located& GgufCheckpoint::require(std::string_view name) const {
     const auto found = tensors_.find(name);
@@ -122,9 +148,13 @@ const GgufCheckpoint::Located& GgufCheckpoint::require(std::string_view name) co
     return found->second;
 }
 
-std::vector<int64_t> GgufCheckpoint::shape(std::string_view name) const { return require(name).tensor->shape; }
+std::vector<int64_t> GgufCheckpoint::shape(std::string_view name) const {
+    if (const auto found = combined_.find(name); found != combined_.end()) return found->second.shape;
+    return require(name).tensor->shape;
+}
 
 Weight GgufCheckpoint::weight(std::string_view name) const {
+    if (const auto found = combined_.find(name); found != combined_.end()) return found->second.weight;
     const auto& [file, tensor] = require(name);
     const std::string where = concat(file->where(), ": tensor ", name);
     const GgmlType& type = *find_ggml_type(tensor->type);

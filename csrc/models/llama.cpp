@@ -95,7 +95,7 @@ Llama::Llama(Loader& loader) {
     tokens_ = loader.embedding({"model.embed_tokens", "token_embd"}, info_.vocab_size, hidden);
 
     Loader::LinearOptions rotary{.bias_required = attention_bias};
-    if (loader.is_gguf()) rotary.row_of = [head_dim](int64_t row) { return row_of_rotary_pair(row, head_dim); };
+    rotary.row_of = [head_dim](int64_t row) { return row_of_rotary_pair(row, head_dim); };
     const Loader::LinearOptions attn{.bias_required = attention_bias}, mlp{.bias_required = mlp_bias};
 
     for (int64_t i = 0; i < info_.layers; i++) {

@@ -24,20 +24,6 @@ bool same_values(const Weight& a, const Weight& b) {
     return true;
 }
 
-// A float weight [in, out] as [out, in], in the storage it has.
-Weight transposed(const Weight& weight, ThreadPool& pool) {
-    const Plane source = allocate_plane(size_t(weight.size()) * sizeof(float));
-    const Plane result = allocate_plane(source.bytes);
-    decode(weight, const_cast<float*>(source.as<float>()));
-    const auto* from = source.as<float>();              // [weight.rows, weight.cols]
-    auto* to = const_cast<float*>(result.as<float>());  // [weight.cols, weight.rows]
-    pool.parallel_for(weight.cols, 16, [&](int64_t begin, int64_t end) {
-        for (int64_t r = 0; r < weight.rows; r++)
-            for (int64_t c = begin; c < end; c++) to[c * weight.rows + r] = from[r * weight.cols + c];
-    });
-    return encode(to, weight.cols, weight.rows, {.format = weight.storage->name()}, pool);
-}
-
 }  // namespace
 
 Loader::Loader(const Checkpoint& checkpoint, Device& device, const LoadOptions& options)
@@ -51,14 +37,14 @@ void Loader::at_layer(int64_t index, std::string_view hf, std::string_view gguf)
 void Loader::at_root() { hf_prefix_.clear(), gguf_prefix_.clear(); }
 
 std::string Loader::canonical(Name name) const {
-    return is_gguf() ? std::string(gguf_prefix_).append(name.gguf) : hf_name(hf_prefix_, name.hf);
+    return checkpoint_.has_gguf_names() ? std::string(gguf_prefix_).append(name.gguf) : hf_name(hf_prefix_, name.hf);
 }
 
 std::string Loader::find(Name name, std::string_view suffix) const {
-    if ((is_gguf() ? name.gguf : name.hf).empty()) return "";
+    if ((checkpoint_.has_gguf_names() ? name.gguf : name.hf).empty()) return "";
     std::string tensor = canonical(name).append(suffix);
     if (checkpoint_.contains(tensor)) return tensor;
-    if (!is_gguf() && !base_prefix_.empty() && tensor.starts_with(base_prefix_)) {
+    if (!checkpoint_.has_gguf_names() && !base_prefix_.empty() && tensor.starts_with(base_prefix_)) {
         tensor.erase(0, base_prefix_.size());
         if (checkpoint_.contains(tensor)) return tensor;
     }
@@ -118,6 +104,7 @@ std::vector<float> Loader::read_vector(const std::string& tensor, int64_t size) 
 
 std::vector<float> Loader::vector(Name name, int64_t size) {
     const std::string tensor = find(name, ".weight");
+    if (!tensor.empty()) plan(tensor, name, ".weight", PlannedTensor::Role::vector, 1, size);
     return tensor.empty() ? std::vector<float>{} : read_vector(tensor, size);
 }
 
@@ -139,6 +126,17 @@ void Loader::report(const std::string& tensor, const Weight& weight) {
     weights_.push_back({tensor, std::string(weight.storage->name()), weight.rows, weight.cols, weight.bytes()});
 }
 
+void Loader::plan(const std::string& tensor, Name name, std::string_view suffix, PlannedTensor::Role role, int64_t rows,
+                  int64_t cols, bool transposed, std::vector<int64_t> row_order) {
+    if (options_.plan == nullptr) return;
+    if (name.gguf.empty()) {
+        fail(ErrorCode::unsupported, checkpoint_.path().string(), ": tensor '", tensor, "' has no name in GGUF files");
+    }
+    options_.plan->push_back({tensor, hf_name(hf_prefix_, name.hf).append(suffix),
+                              std::string(gguf_prefix_).append(name.gguf).append(suffix), role, rows, cols, transposed,
+                              std::move(row_order)});
+}
+
 Weight Loader::rounded(const std::string& tensor, const Weight& weight, const std::string& format) const {
     try {
         return encode(weight, {.format = format}, device_.host_pool());
@@ -149,15 +147,24 @@ Weight Loader::rounded(const std::string& tensor, const Weight& weight, const st
 
 Linear Loader::linear(Name name, int64_t in, int64_t out, const LinearOptions& options) {
     const std::string tensor = require(name, ".weight");
-    Weight weight = read(tensor);
-    // bitsandbytes turns Conv1D weights to [out, in] before it quantises them, and so does llama.cpp's converter.
-    if (options.conv1d && !is_gguf() && weight.storage->kind() == StorageKind::floating) {
-        weight = transposed(weight, device_.host_pool());
-    }
-    check_shape(tensor, weight, out, in);
+    const std::string bias = options.bias_required ? require(name, ".bias") : find(name, ".bias");
     std::vector<int64_t> order(static_cast<size_t>(options.row_of ? out : 0));
     for (size_t i = 0; i < order.size(); i++) order[i] = options.row_of(int64_t(i));
-    if (options.row_of) weight = reorder_rows(weight, order);
+    // bitsandbytes turns Conv1D weights to [out, in] before it quantises them, and so does llama.cpp's converter.
+    Weight weight = options_.plan != nullptr ? checkpoint_.weight(tensor) : read(tensor);
+    const bool turned = options.conv1d && !checkpoint_.has_gguf_names() && weight.storage->kind() == StorageKind::floating;
+    if (options_.plan != nullptr) {
+        read_.insert({tensor, bias});
+        if (turned) std::swap(weight.rows, weight.cols);
+        check_shape(tensor, weight, out, in);
+        plan(tensor, name, ".weight", PlannedTensor::Role::linear, out, in, turned, order);
+        if (!bias.empty()) plan(bias, name, ".bias", PlannedTensor::Role::vector, 1, out, false, order);
+        return {};
+    }
+    if (turned) weight = transposed(weight, device_.host_pool());
+    check_shape(tensor, weight, out, in);
+    if (checkpoint_.has_reference_rows()) order.clear();
+    if (!order.empty()) weight = reorder_rows(weight, order);
     if (!options_.quantize.empty()) weight = rounded(tensor, weight, options_.quantize);
     report(tensor, weight);
 
@@ -166,7 +173,6 @@ Linear Loader::linear(Name name, int64_t in, int64_t out, const LinearOptions& o
                  .module = add_module(name, in, out),
                  .in_features = in,
                  .out_features = out};
-    const std::string bias = options.bias_required ? require(name, ".bias") : find(name, ".bias");
     if (!bias.empty()) {
         const std::vector<float> values = read_vector(bias, out);
         std::vector<float> ordered = values;
@@ -178,6 +184,12 @@ Linear Loader::linear(Name name, int64_t in, int64_t out, const LinearOptions& o
 
 Embedding Loader::embedding(Name name, int64_t count, int64_t dim) {
     const std::string tensor = require(name, ".weight");
+    if (options_.plan != nullptr) {
+        check_shape(tensor, checkpoint_.weight(tensor), count, dim);
+        read_.insert(tensor);
+        plan(tensor, name, ".weight", PlannedTensor::Role::embedding, count, dim);
+        return {};
+    }
     const Weight weight = read(tensor);
     check_shape(tensor, weight, count, dim);
     report(tensor, weight);
@@ -186,11 +198,21 @@ Embedding Loader::embedding(Name name, int64_t count, int64_t dim) {
 
 bool Loader::output_layer(Name own, Name embedding, int64_t in, int64_t out, TiedByDefault tied_by_default, Linear& layer) {
     const std::string tensor = find(own, ".weight"), table = require(embedding, ".weight");
-    const bool tied =
-        is_gguf() ? tensor.empty() : config().flag({"tie_word_embeddings", ""}, tied_by_default == TiedByDefault::yes);
+    const bool tied = config().is_gguf() ? tensor.empty()
+                                         : config().flag({"tie_word_embeddings", ""}, tied_by_default == TiedByDefault::yes);
     if (!tied && tensor.empty()) {
         if (config().architecture().ends_with("Model")) return false;
         require(own, ".weight");
+    }
+    if (options_.plan != nullptr) {
+        check_shape(tied ? table : tensor, checkpoint_.weight(tied ? table : tensor), out, in);
+        read_.insert(tensor);
+        if (!tied) plan(tensor, own, ".weight", PlannedTensor::Role::output, out, in);
+        if (const std::string bias = find(own, ".bias"); !bias.empty()) {
+            read_.insert(bias);
+            plan(bias, own, ".bias", PlannedTensor::Role::vector, 1, out);
+        }
+        return true;
     }
     Weight weight = read(tied ? table : tensor);
     if (tied && !tensor.empty() && !same_values(weight, read(tensor))) {
@@ -212,11 +234,13 @@ bool Loader::output_layer(Name own, Name embedding, int64_t in, int64_t out, Tie
 }
 
 Norm Loader::rms_norm(Name name, int64_t dim, double eps) {
+    plan(require(name, ".weight"), name, ".weight", PlannedTensor::Role::vector, 1, dim);
     return {.gamma = to_device(read_vector(require(name, ".weight"), dim)), .beta = {}, .eps = float(eps)};
 }
 
 Norm Loader::layer_norm(Name name, int64_t dim, double eps) {
     Norm norm = rms_norm(name, dim, eps);
+    plan(require(name, ".bias"), name, ".bias", PlannedTensor::Role::vector, 1, dim);
     norm.beta = to_device(read_vector(require(name, ".bias"), dim));
     return norm;
 }

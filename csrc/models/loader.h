@@ -12,11 +12,25 @@
 
 namespace halfbyte {
 
+/// A tensor of a checkpoint and what an architecture does with it: what a converter has to know.
+struct PlannedTensor {
+    enum class Role { linear, output, embedding, vector };
+    std::string tensor;  ///< in the checkpoint
+    std::string hf;      ///< its name in a Hugging Face folder
+    std::string gguf;    ///< its name in a GGUF file
+    Role role = Role::vector;
+    int64_t rows = 0, cols = 0;      ///< as the architecture has it: [out, in]
+    bool transposed = false;         ///< the file holds [in, out]
+    std::vector<int64_t> row_order;  ///< row i of the layer is row row_order[i] of a file of llama.cpp; empty: the same
+};
+
 struct LoadOptions {
     std::string quantize;      ///< empty: the values of the file; else a format of storage/encode.h for the linear layers
     std::string output_layer;  ///< the same for the layer over the vocabulary, which `quantize` leaves alone
     /// Called with 0..1 from the loading thread; may throw to stop.
     std::function<void(double)> progress;
+    /// Where not null, the model's tensors are listed here and its layers stay empty: nothing but vectors is read.
+    std::vector<PlannedTensor>* plan = nullptr;
 };
 
 /// A tensor or layer under both of its names, without ".weight".
@@ -33,7 +47,6 @@ public:
     Loader(const Checkpoint& checkpoint, Device& device, const LoadOptions& options);
 
     const Config& config() const { return checkpoint_.config(); }
-    bool is_gguf() const { return config().is_gguf(); }
 
     /// Hugging Face files hold the base model inside a head ("model.layers...") or alone ("layers..."). Names below are
     /// given with the prefix and found without it too.
@@ -46,7 +59,7 @@ public:
     struct LinearOptions {
         bool bias_required = false;  ///< the config promises a bias; without this a bias is read where the file has one
         bool conv1d = false;         ///< Hugging Face float weights are stored [in, out] (GPT-2's Conv1D)
-        /// Row i of the layer is row row_of(i) of the file (see reorder_rows); empty: as they are.
+        /// Row i of the layer is row row_of(i) of a file of llama.cpp (see reorder_rows); empty: as they are.
         std::function<int64_t(int64_t)> row_of = {};
     };
     int64_t rows(Name name) const;  ///< of "<name>.weight". Error not_found.
@@ -79,6 +92,9 @@ private:
     Buffer to_device(const std::vector<float>& values);
     int add_module(Name name, int64_t in, int64_t out);
     void report(const std::string& tensor, const Weight& weight);
+    /// Adds to options_.plan, where there is one.
+    void plan(const std::string& tensor, Name name, std::string_view suffix, PlannedTensor::Role role, int64_t rows,
+              int64_t cols, bool transposed = false, std::vector<int64_t> row_order = {});
     Weight rounded(const std::string& tensor, const Weight& weight, const std::string& format) const;
 
     const Checkpoint& checkpoint_;

@@ -361,4 +361,17 @@ Weight encode(const Weight& weight, const EncodeOptions& options, ThreadPool& po
     return encode_source({nullptr, &weight, weight.rows, weight.cols}, options, pool);
 }
 
+Weight transposed(const Weight& weight, ThreadPool& pool) {
+    const Plane source = allocate_plane(size_t(weight.size()) * sizeof(float));
+    const Plane result = allocate_plane(source.bytes);
+    decode(weight, const_cast<float*>(source.as<float>()));
+    const auto* from = source.as<float>();              // [weight.rows, weight.cols]
+    auto* to = const_cast<float*>(result.as<float>());  // [weight.cols, weight.rows]
+    pool.parallel_for(weight.cols, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t r = 0; r < weight.rows; r++)
+            for (int64_t c = begin; c < end; c++) to[c * weight.rows + r] = from[r * weight.cols + c];
+    });
+    return encode(to, weight.cols, weight.rows, {.format = weight.storage->name()}, pool);
+}
+
 }  // namespace halfbyte

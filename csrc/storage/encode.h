@@ -24,4 +24,7 @@ Weight encode(const float* values, int64_t rows, int64_t cols, const EncodeOptio
 /// The same of a weight in another storage. A few rows at a time are decoded; the source's mapped pages are dropped behind them.
 Weight encode(const Weight& weight, const EncodeOptions& options, ThreadPool& pool);
 
+/// A float weight [in, out] as [out, in], in the storage it has.
+Weight transposed(const Weight& weight, ThreadPool& pool);
+
 }  // namespace halfbyte

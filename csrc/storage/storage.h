@@ -110,6 +110,23 @@ enum Bnb4Plane : int {
     kBnb4NestedMap = 4,     ///< double-quantised only: f32 [256]
 };
 
+/// Rows of a panel.
+constexpr int64_t kBnb4PanelRows = 16;
+/// Planes of nf4_panels_storage() and fp4_panels_storage(): rows 16 by 16 side by side, rows of whole blocks. What fills up the
+/// last panel may hold anything.
+enum Bnb4PanelsPlane : int {
+    kBnb4PanelsCodes = 0,   ///< u8 [panels][cols / 8][64]: nibble places[r][k] of a group is the code of its row r, column k
+    kBnb4PanelsScales = 1,  ///< plain: f32 [panels][blocks of a row][16]; double-quantised: u8, the same shape
+    kBnb4PanelsMaps = 2,    ///< f32 [16] levels; double-quantised: f32 [256] levels of the scales behind them
+    kBnb4PanelsNested = 3,  ///< double-quantised only: f32 [ceil(blocks / nested_block_size)], as in kBnb4NestedAbsmax
+    kBnb4PanelsPlaces = 4,  ///< u8 [16][8]: nibble 2 i is the low half of byte i
+};
+const Codebook4& nf4_panels_storage();
+const Codebook4& fp4_panels_storage();
+bool is_bnb4_panels(const Weight& weight);
+/// The same weight as nf4_storage() or fp4_storage(), bit for bit.
+Weight bnb4_from_panels(const Weight& panels);
+
 /// Planes of int8_rows_storage(). block_size is cols.
 enum Int8RowsPlane : int {
     kInt8RowsLevels = 0,  ///< i8 [rows, cols]

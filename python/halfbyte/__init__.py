@@ -7,6 +7,7 @@
 
 from . import errors, ops
 from ._core import Weight, __version__, architectures
+from .convert import convert
 from .errors import (
     CancelledError,
     CorruptFileError,
@@ -39,6 +40,7 @@ __all__ = [
     "Weight",
     "__version__",
     "architectures",
+    "convert",
     "devices",
     "errors",
     "load",

@@ -48,7 +48,20 @@ class Weight:
     def nbytes(self) -> int: ...
     @property
     def bits_per_weight(self) -> float: ...
+    @property
+    def nested_block_size(self) -> int: ...
+    @property
+    def nested_offset(self) -> float: ...
     def dequantize(self) -> NDArray[np.float32]: ...
+    def encoded(self, format: str, block_size: int, double_quant: bool) -> Weight:
+        """The same matrix rounded to another storage; a few rows at a time are decoded."""
+    def reordered(self, order: list[int]) -> Weight:
+        """Row i of the result is row order[i]; exact."""
+    def transposed(self) -> Weight:
+        """A float matrix [in, out] as [out, in]."""
+    def file_parts(self) -> list[tuple[str, str, NDArray[np.uint8]]]:
+        """Its planes as halfbyte's files hold them, without a copy: (end of the tensor's name, "I8" or "F32", bytes). One, without a
+        name and a type, for a storage that GGUF has a type for."""
     def planes(self) -> dict[str, Any]:
         """Copies. nf4, fp4: codes u8, absmax (f32, or u8 if double-quantised), quant_map f32 [16], and if double-quantised
         nested_absmax f32, nested_quant_map f32 [256], nested_offset float. int8_rows: levels i8, SCB f32. Others: data u8."""
@@ -71,6 +84,8 @@ class Ops:
         """Several weights of one input, side by side into the columns of y (or added to them), whose rows may be strided."""
     def round_trip(self, weight: Weight) -> Weight:
         """The weight uploaded to the device's own layout and put back, bit for bit: the layout loses nothing."""
+    def arranged(self, weight: Weight) -> Weight:
+        """The weight in the order this device multiplies it in, as a storage that files hold; itself where there is none."""
     def uploaded_bytes(self, weight: Weight) -> int:
         """Bytes of the weight in the device's own layout."""
     def attention(
@@ -155,6 +170,13 @@ class Checkpoint:
     def names(self) -> list[str]: ...
     def shape(self, name: str) -> list[int]: ...
     def weight(self, name: str) -> Weight: ...
+    @property
+    def has_reference_rows(self) -> bool:
+        """False where rows of q and k lie as llama.cpp has them."""
+    def plan(self) -> tuple[str, list[tuple[str, str, str, str, int, int, bool, list[int]]]]:
+        """The architecture ("llama"), and what it does with each tensor: (name, name in Hugging Face folders, name in GGUF files,
+        role, out, in, the file holds [in, out], row i of the layer is row order[i] of a file of llama.cpp). Roles: linear, output,
+        embedding, vector (1 x n). Errors: those of loading a model; no value of a matrix is read."""
     def metadata(self, key: str) -> Any:
         """GGUF: one value (numpy array for arrays of numbers, list of bytes for arrays of strings); None if absent."""
     def metadata_json(self) -> str: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,7 +104,7 @@ def _tensor(checkpoint: _core.Checkpoint, name: str) -> _Tensor:
 def _config(checkpoint: _core.Checkpoint, where: str) -> dict[str, Any]:
     """config.json, or the metadata of a GGUF file."""
     try:
-        config = json.loads(checkpoint.metadata_json())
+        config = json.loads(checkpoint.metadata("halfbyte.config") or checkpoint.metadata_json())
     except json.JSONDecodeError as error:
         raise CorruptFileError(f"{where}: the config isn't JSON: {error}") from None
     if not isinstance(config, dict):
@@ -111,9 +112,14 @@ def _config(checkpoint: _core.Checkpoint, where: str) -> dict[str, Any]:
     return config
 
 
+def _gguf_keys(checkpoint: _core.Checkpoint) -> bool:
+    """True where hyperparameters have GGUF's names; halfbyte's own files carry a config.json."""
+    return checkpoint.format == "gguf" and checkpoint.metadata("halfbyte.config") is None
+
+
 def _is_decoder(checkpoint: _core.Checkpoint, config: dict[str, Any]) -> bool:
     """Whether it writes text, and so needs a cache of keys and values."""
-    if checkpoint.format == "gguf":
+    if _gguf_keys(checkpoint):
         return bool(config.get(f"{checkpoint.model_type}.attention.causal", checkpoint.model_type != "bert"))
     return checkpoint.architecture.endswith(("ForCausalLM", "LMHeadModel"))
 
@@ -122,7 +128,7 @@ def _sizes(checkpoint: _core.Checkpoint, config: dict[str, Any]) -> dict[str, in
     """Sizes that the config tells, under the names of _KEYS; those it doesn't tell are left out."""
     found: dict[str, int] = {}
     for name, (hf_names, gguf_name) in _KEYS.items():
-        keys = [f"{checkpoint.model_type}.{gguf_name}"] if checkpoint.format == "gguf" else hf_names
+        keys = [f"{checkpoint.model_type}.{gguf_name}"] if _gguf_keys(checkpoint) else hf_names
         value = next((config[key] for key in keys if config.get(key) is not None), None)
         if isinstance(value, int):
             found[name] = value
@@ -147,7 +153,17 @@ def _memory(sizes: dict[str, int], weight_bytes: int, context: int | None, decod
         "cache_per_token": per_token,
         "cache": per_token * tokens,
         "total": weight_bytes + per_token * tokens,
+        "available": _available_memory(),
     }
+
+
+def _available_memory() -> int:
+    """Bytes that programs can still take, page cache included; 0 where the system doesn't tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _print(facts: dict[str, Any], tensors: bool) -> None:
@@ -168,6 +184,9 @@ def _print(facts: dict[str, Any], tensors: bool) -> None:
     if memory["cache"]:
         rows.append(("memory", f"{size_text(memory['total'])} with a context of {memory['context']} tokens"))
         rows.append(("  cache", f"{size_text(memory['cache'])} ({size_text(memory['cache_per_token'])} a token)"))
+    if memory["available"]:
+        fits = "it fits" if memory["total"] <= memory["available"] else "it does not fit"
+        rows.append(("this machine", f"{size_text(memory['available'])} available: {fits}"))
     width = max(len(name) for name, _ in rows) + 2
     for name, value in rows:
         print(f"{name:<{width}}{value}")

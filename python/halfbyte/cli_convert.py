@@ -1,0 +1,100 @@
+"""``halfbyte convert``: a checkpoint into one GGUF file, or into a bitsandbytes folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from .convert import WEIGHTS, Conversion, convert
+from .terminal import count_text, note, size_text
+
+_LINES_EVERY = 10.0  # seconds between the lines of a log
+_WORST = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare ``halfbyte convert``."""
+    parser.add_argument("source", metavar="SOURCE", help="folder or file that halfbyte opens")
+    parser.add_argument("target", metavar="OUT", help="file (.gguf) to write; the folder, with --format bitsandbytes")
+    parser.add_argument("--format", choices=("gguf", "bitsandbytes"), default="gguf", help="default: gguf")
+    parser.add_argument(
+        "--weights", choices=WEIGHTS, default="keep", help="storage of the linear layers (default: as it is)"
+    )
+    parser.add_argument("--block", type=int, default=64, help="elements that share a scale, nf4 and fp4 (default: 64)")
+    parser.add_argument("--no-double-quant", action="store_true", help="scales of nf4 and fp4 as float32")
+    parser.add_argument(
+        "--keep-float", nargs="+", default=[], metavar="MODULE", help="modules that stay floats: names or patterns"
+    )
+    parser.add_argument(
+        "--no-panels", action="store_true", help="nf4 and fp4 in the order of bitsandbytes, not of this processor"
+    )
+    parser.add_argument("--requantize", action="store_true", help="allow rounding of weights that are rounded already")
+    parser.add_argument("--verify", action="store_true", help="read the output back and compare it with the source")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run ``halfbyte convert``."""
+    with _Progress() as progress:
+        result = convert(
+            options.source,
+            options.target,
+            format=options.format,
+            weights=options.weights,
+            block=options.block,
+            double_quant=not options.no_double_quant,
+            keep_float=options.keep_float,
+            panels=not options.no_panels,
+            requantize=options.requantize,
+            verify=options.verify,
+            progress=progress,
+        )
+    seconds = time.monotonic() - progress.started
+    storages = ", ".join(f"{name} {count_text(count)}" for name, count in result.storages.items())
+    print(
+        f"{result.path}: {result.tensors} tensors, {size_text(result.source_bytes)} -> {size_text(result.bytes)} in "
+        f"{seconds:.1f} s ({size_text(result.source_bytes / max(seconds, 1e-9))}/s); {storages}"
+    )
+    if options.verify:
+        _print_reports(result)
+    return 0
+
+
+def _print_reports(result: Conversion) -> None:
+    exact = sum(r.largest == 0 for r in result.reports)
+    print(f"verified {len(result.reports)} matrices, {exact} of them equal; the worst:")
+    width = max((len(r.name) for r in result.reports[:_WORST]), default=0)
+    print(f"{'tensor':<{width}}  {'storage':<10}  {'largest':>9}  {'rel. RMS':>9}  {'1 - cosine':>10}")
+    for r in result.reports[:_WORST]:
+        angle = max(0.0, 1 - r.cosine)
+        print(f"{r.name:<{width}}  {r.storage:<10}  {r.largest:9.2e}  {r.relative:9.2e}  {angle:10.2e}")
+
+
+class _Progress:
+    """A bar with the time left on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self._last = self.started
+        self._terminal = sys.stderr.isatty()
+
+    def __call__(self, tensor: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last < (0.2 if self._terminal else _LINES_EVERY) or not tensor:
+            return
+        self._last = now
+        share = done / total if total else 1.0
+        left = (now - self.started) * (1 - share) / share if share > 0 else 0.0
+        text = f"{share:4.0%}  {size_text(done)} of {size_text(total)}, {left:.0f} s left  {tensor}"
+        if self._terminal:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        else:
+            note(f"convert: {text}")
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._terminal and self._last != self.started:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
