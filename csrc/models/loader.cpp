@@ -148,21 +148,22 @@ Weight Loader::rounded(const std::string& tensor, const Weight& weight, const st
 Linear Loader::linear(Name name, int64_t in, int64_t out, const LinearOptions& options) {
     const std::string tensor = require(name, ".weight");
     const std::string bias = options.bias_required ? require(name, ".bias") : find(name, ".bias");
-    std::vector<int64_t> order(static_cast<size_t>(options.row_of ? out : 0));
-    for (size_t i = 0; i < order.size(); i++) order[i] = options.row_of(int64_t(i));
     // bitsandbytes turns Conv1D weights to [out, in] before it quantises them, and so does llama.cpp's converter.
     Weight weight = options_.plan != nullptr ? checkpoint_.weight(tensor) : read(tensor);
     const bool turned = options.conv1d && !checkpoint_.has_gguf_names() && weight.storage->kind() == StorageKind::floating;
+    if (turned && options_.plan != nullptr)
+        std::swap(weight.rows, weight.cols);
+    else if (turned)
+        weight = transposed(weight, device_.host_pool());
+    check_shape(tensor, weight, out, in);  // before anything is as large as the config says
+    std::vector<int64_t> order(static_cast<size_t>(options.row_of ? out : 0));
+    for (size_t i = 0; i < order.size(); i++) order[i] = options.row_of(int64_t(i));
     if (options_.plan != nullptr) {
         read_.insert({tensor, bias});
-        if (turned) std::swap(weight.rows, weight.cols);
-        check_shape(tensor, weight, out, in);
         plan(tensor, name, ".weight", PlannedTensor::Role::linear, out, in, turned, order);
         if (!bias.empty()) plan(bias, name, ".bias", PlannedTensor::Role::vector, 1, out, false, order);
         return {};
     }
-    if (turned) weight = transposed(weight, device_.host_pool());
-    check_shape(tensor, weight, out, in);
     if (checkpoint_.has_reference_rows()) order.clear();
     if (!order.empty()) weight = reorder_rows(weight, order);
     if (!options_.quantize.empty()) weight = rounded(tensor, weight, options_.quantize);

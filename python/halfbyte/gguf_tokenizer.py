@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import CorruptFileError, UnsupportedError
-from .tokenizer import Metadata, Tokenizer, TokenizerSettings, set_bos_eos
+from .files import carried_files
+from .tokenizer import Metadata, Tokenizer, TokenizerSettings, load_folder_tokenizer, set_bos_eos
 
 if TYPE_CHECKING:
     import tokenizers
@@ -81,6 +82,9 @@ def load_gguf_tokenizer(checkpoint: Metadata, where: str) -> Tokenizer:
         CorruptFileError: metadata that contradicts itself.
 
     """
+    with carried_files(checkpoint, where) as folder:
+        if folder is not None:
+            return load_folder_tokenizer(folder)
     vocabulary = _Vocabulary(checkpoint, where)
     builders = {"gpt2": _byte_level_bpe, "llama": _sentencepiece_bpe, "bert": _wordpiece}
     if vocabulary.model not in builders:

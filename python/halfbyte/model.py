@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from . import _core, pooling
 from .chat import Message, render
 from .errors import InvalidArgumentError, NotFoundError, UnsupportedError
-from .files import carried_files
 from .gguf_tokenizer import load_gguf_tokenizer
 from .ops import Precision, thread_count
 from .packing import TokenLists, pack, token_ids, unpack, whole
@@ -140,13 +139,7 @@ class Model:
         with self._lock:
             if self._tokenizer is None:
                 if self._facts["format"] == "gguf":
-                    checkpoint = _core.Checkpoint(str(self._path))
-                    with carried_files(checkpoint, str(self._path)) as folder:
-                        self._tokenizer = (
-                            load_gguf_tokenizer(checkpoint, str(self._path))
-                            if folder is None
-                            else load_folder_tokenizer(folder)
-                        )
+                    self._tokenizer = load_gguf_tokenizer(_core.Checkpoint(str(self._path)), str(self._path))
                 else:
                     self._tokenizer = load_folder_tokenizer(self._folder)
             return self._tokenizer
@@ -162,12 +155,7 @@ class Model:
             if self._sentence_config is None:
                 if self._facts["format"] == "gguf":
                     checkpoint = _core.Checkpoint(str(self._path))
-                    with carried_files(checkpoint, str(self._path)) as folder:
-                        self._sentence_config = (
-                            pooling.read_gguf(checkpoint, self._facts["architecture"])
-                            if folder is None
-                            else pooling.read_folder(folder)
-                        )
+                    self._sentence_config = pooling.read_gguf(checkpoint, self._facts["architecture"])
                 else:
                     self._sentence_config = pooling.read_folder(self._folder)
             return self._sentence_config

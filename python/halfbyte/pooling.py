@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CorruptFileError, UnsupportedError
+from .files import carried_files
 from .tokenizer import Metadata, read_json
 
 POOLING_MODES = ("mean", "cls", "max", "last")  # what the core computes
@@ -110,6 +111,9 @@ def _default_prompt(path: Path) -> str:
 
 def read_gguf(checkpoint: Metadata, architecture: str) -> SentenceConfig:
     """The settings of a GGUF file: ``<architecture>.pooling_type``. It has no word for normalisation: off."""
+    with carried_files(checkpoint, "pooling") as folder:
+        if folder is not None:
+            return read_folder(folder)
     value = checkpoint.metadata(f"{architecture}.pooling_type")
     if value is None:
         return SentenceConfig()
