@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from halfbyte import _core
+from halfbyte import _core, convert
 from halfbyte.bench_models import SHAPES, cache_folder, made_adapter, made_model
 from halfbyte.demo import demo_model
 from halfbyte.tokenizer import load_folder_tokenizer
@@ -30,6 +30,15 @@ def _kept(name: str, make: Callable[[Path], None]) -> str:
         make(making)
         making.rename(path)
     return str(path)
+
+
+def converted(shape: str, output: str) -> str:
+    """The made model as halfbyte's own file, for this processor."""
+
+    def make(path: Path) -> None:
+        convert(made(shape, output), path)
+
+    return _kept(f"{shape}-{output}-{SEED}.halfbyte.gguf", make)
 
 
 # --- decoders ---

@@ -226,7 +226,7 @@ def _lora(task: str, request: Callable[[], dict[str, Any]], work: int) -> Row:
 def all_rows() -> list[Row]:
     """In the order of the table."""
     open_sides = (
-        _ours(HIGH, "high", _made("llama-1b", "nf4")),
+        _ours(HIGH, "high", lambda: models.converted("llama-1b", "nf4")),
         _peer(LLAMA, "llama.cpp", _gguf("llama-1b")),
         _bitsandbytes(),
     )
