@@ -158,13 +158,21 @@ inline void pack_queries(const AttentionTask& t, int64_t row, int64_t size, floa
         return;
     }
     const F scale = set(t.scale);
+    constexpr int64_t kGroups = (kMostAttentionRows + kF - 1) / kF;
+    const int64_t groups = (size + kF - 1) / kF;
     for (int64_t d = 0; d < t.head_dim; d += kF) {
         const int64_t n = min_of(kF, t.head_dim - d);
-        F v[kF];
-        for (int64_t r = 0; r < kF; r++)
-            v[r] = r >= size ? zero() : scale * (n == kF ? load(rows[r] + d) : load_tail(rows[r] + d, n));
-        transpose(v);
-        for (int64_t i = 0; i < n; i++) store(out + (d + i) * size, v[i]);
+        F v[kGroups][kF];
+        for (int64_t g = 0; g < groups; g++) {
+            for (int64_t i = 0; i < kF; i++) {
+                const int64_t r = g * kF + i;
+                v[g][i] = r >= size ? zero() : scale * (n == kF ? load(rows[r] + d) : load_tail(rows[r] + d, n));
+            }
+            transpose(v[g]);
+        }
+        // In the order of memory: what one store writes too much, the next one writes over.
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t g = 0; g < groups; g++) store(out + (d + i) * size + g * kF, v[g][i]);
     }
 }
 
