@@ -22,11 +22,11 @@ namespace {
 
 }  // namespace
 
-MappedFile::MappedFile(std::filesystem::path path, const uint8_t* data, size_t size)
-    : path_(std::move(path)), data_(data), size_(size) {}
+MappedFile::MappedFile(std::filesystem::path path, const uint8_t* data, size_t size, bool mapped)
+    : path_(std::move(path)), data_(data), size_(size), mapped_(mapped) {}
 
 MappedFile::~MappedFile() {
-    if (data_ != nullptr) munmap(const_cast<uint8_t*>(data_), size_);
+    if (mapped_ && data_ != nullptr) munmap(const_cast<uint8_t*>(data_), size_);
 }
 
 std::shared_ptr<const MappedFile> MappedFile::open(const std::filesystem::path& path) {
@@ -51,11 +51,15 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::filesystem::path& 
         data = static_cast<const uint8_t*>(mapped);
     }
     try {
-        return std::shared_ptr<const MappedFile>(new MappedFile(path, data, size));
+        return std::shared_ptr<const MappedFile>(new MappedFile(path, data, size, true));
     } catch (...) {
         if (data != nullptr) munmap(const_cast<uint8_t*>(data), size);
         throw;
     }
+}
+
+std::shared_ptr<const MappedFile> MappedFile::borrow(std::filesystem::path name, std::span<const uint8_t> bytes) {
+    return std::shared_ptr<const MappedFile>(new MappedFile(std::move(name), bytes.data(), bytes.size(), false));
 }
 
 }  // namespace halfbyte

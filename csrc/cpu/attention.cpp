@@ -143,7 +143,7 @@ void CpuDevice::attention(const Tensor& q, const KvView& k, const KvView& v, std
             cache
                 ? nullptr
                 : static_cast<float*>(scratch(Scratch::attention_keys, size_t(block_keys * (dim + width)) * sizeof(float)));
-        float* const values = keys + block_keys * dim;
+        float* const values = cache ? nullptr : keys + block_keys * dim;
         for (int64_t task = first; task < last; task++) {
             const auto after = std::upper_bound(splits.begin(), splits.end(), task,
                                                 [](int64_t t, const Split& split) { return t < split.first_task; });

@@ -182,14 +182,24 @@ std::unique_ptr<Checkpoint> open_folder_checkpoint(const fs::path& path) {
              ": missing; a safetensors checkpoint needs its config.json beside it");
     }
     std::string text = read_text_file(config_path);
-    auto document = std::make_shared<Config::Value>();
-    document->fields = parse_json(text, config_path.string());
-    Config config(config_path.string(), false, document);
-    check_quantization(document->fields, config_path.string());
-
+    Config config = parse_config(config_path, text);
     TensorMap tensors = sharded ? read_sharded(index) : read_safetensors(single);
-    return std::make_unique<FolderCheckpoint>(path, std::move(config), std::move(text), std::move(tensors),
-                                              (sharded ? index : single).string());
+    return make_folder_checkpoint(path, std::move(config), std::move(text), std::move(tensors),
+                                  (sharded ? index : single).string());
+}
+
+Config parse_config(const fs::path& path, const std::string& text) {
+    auto document = std::make_shared<Config::Value>();
+    document->fields = parse_json(text, path.string());
+    Config config(path.string(), false, document);
+    check_quantization(document->fields, path.string());
+    return config;
+}
+
+std::unique_ptr<Checkpoint> make_folder_checkpoint(const fs::path& path, Config config, std::string config_text,
+                                                   TensorMap tensors, std::string where) {
+    return std::make_unique<FolderCheckpoint>(path, std::move(config), std::move(config_text), std::move(tensors),
+                                              std::move(where));
 }
 
 }  // namespace halfbyte

@@ -201,7 +201,7 @@ private:
             }
             if (item.offset < end) corrupt("tensor ", *item.name, ": its bytes overlap those of another tensor");
             end = item.offset + item.bytes;
-            item.tensor->bytes = Plane{data_ + start + item.offset, size_t(item.bytes), out_.file_, true};
+            item.tensor->bytes = Plane{data_ + start + item.offset, size_t(item.bytes), out_.file_, out_.file_->is_mapped()};
         }
     }
 
@@ -225,10 +225,12 @@ std::vector<std::string_view> GgufValue::texts() const {
     return result;
 }
 
-GgufFile GgufFile::open(const std::filesystem::path& path) {
+GgufFile GgufFile::open(const std::filesystem::path& path) { return parse(MappedFile::open(path)); }
+
+GgufFile GgufFile::parse(std::shared_ptr<const MappedFile> file) {
     GgufFile result;
-    result.where_ = path.string();
-    result.file_ = MappedFile::open(path);
+    result.where_ = file->path().string();
+    result.file_ = std::move(file);
     GgufParser(result).parse();
     return result;
 }

@@ -43,6 +43,7 @@ struct GgufTensor {
 class GgufFile {
 public:
     static GgufFile open(const std::filesystem::path& path);
+    static GgufFile parse(std::shared_ptr<const MappedFile> file);
 
     const std::string& where() const { return where_; }
     const std::vector<std::string>& keys() const { return keys_; }  ///< in the order of the file
@@ -72,6 +73,8 @@ public:
     /// Errors: those of open_gguf_parts; corrupt (no general.architecture); unsupported (an adapter, quantised tensors of
     /// another version of the formats).
     explicit GgufCheckpoint(const std::filesystem::path& path);
+    /// `files`: the parts in order, at least one; `path` is for errors.
+    GgufCheckpoint(const std::filesystem::path& path, std::vector<GgufFile> files);
     ~GgufCheckpoint() override;
 
     const GgufFile& file() const { return files_.front(); }  ///< with all metadata

@@ -112,8 +112,10 @@ void check_quantization_version(const GgufFile& file) {
 
 }  // namespace
 
-GgufCheckpoint::GgufCheckpoint(const std::filesystem::path& path)
-    : Checkpoint(path), files_(open_gguf_parts(path)), config_(make_config(files_.front())) {
+GgufCheckpoint::GgufCheckpoint(const std::filesystem::path& path) : GgufCheckpoint(path, open_gguf_parts(path)) {}
+
+GgufCheckpoint::GgufCheckpoint(const std::filesystem::path& path, std::vector<GgufFile> files)
+    : Checkpoint(path), files_(std::move(files)), config_(make_config(files_.front())) {
     check_quantization_version(files_.front());
     for (const GgufFile& part : files_) {
         for (const auto& [name, tensor] : part.tensors()) {

@@ -49,8 +49,11 @@ struct Range {
 }  // namespace
 
 std::map<std::string, SafetensorsEntry, std::less<>> read_safetensors(const std::filesystem::path& path) {
-    const std::string where = path.string();
-    const std::shared_ptr<const MappedFile> file = MappedFile::open(path);
+    return parse_safetensors(MappedFile::open(path));
+}
+
+std::map<std::string, SafetensorsEntry, std::less<>> parse_safetensors(const std::shared_ptr<const MappedFile>& file) {
+    const std::string where = file->path().string();
     uint64_t header_size = 0;
     if (file->size() < sizeof header_size) {
         fail(ErrorCode::corrupt, where, ": a safetensors file has at least 8 bytes, found ", file->size());
@@ -101,7 +104,7 @@ std::map<std::string, SafetensorsEntry, std::less<>> read_safetensors(const std:
             fail(ErrorCode::corrupt, tensor, ": shape ", shape.dump(), " of ", dtype.get<std::string>(), " needs ", bytes,
                  " bytes, data_offsets give ", end - begin);
         }
-        result.bytes = Plane{data + begin, size_t(bytes), file, true};
+        result.bytes = Plane{data + begin, size_t(bytes), file, file->is_mapped()};
         const auto [position, inserted] = entries.emplace(name, std::move(result));
         ranges.push_back({begin, end, &position->first});
     }

@@ -23,5 +23,6 @@ struct SafetensorsEntry {
 /// Maps the file and checks all of it: header length, JSON, dtypes, offsets in range, no overlap, no hole, sizes equal
 /// shapes. Errors: not_found, io, corrupt, unsupported (an unknown dtype).
 std::map<std::string, SafetensorsEntry, std::less<>> read_safetensors(const std::filesystem::path& path);
+std::map<std::string, SafetensorsEntry, std::less<>> parse_safetensors(const std::shared_ptr<const MappedFile>& file);
 
 }  // namespace halfbyte

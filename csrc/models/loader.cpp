@@ -79,13 +79,12 @@ void Loader::check_shape(const std::string& tensor, const Weight& weight, int64_
 
 Weight Loader::read(const std::string& tensor) {
     Weight weight = checkpoint_.weight(tensor);
-    // A scale that is no number would turn up as NaN somewhere in the answer.
+    // A scale that is no number would turn up as NaN somewhere in the answer. Rows of no columns have none, however many they are.
+    const int64_t rows = weight.cols == 0 ? 0 : weight.rows;
     const std::string where = concat(checkpoint_.path().string(), ": tensor '", tensor, "'");
-    device_.host_pool().parallel_for(weight.rows, 65536 / std::max<int64_t>(weight.cols, 1) + 1,
-                                     [&](int64_t from, int64_t to) {
-                                         for (int64_t row = from; row < to; row++)
-                                             weight.storage->check_scales(weight, row, where);
-                                     });
+    device_.host_pool().parallel_for(rows, 65536 / std::max<int64_t>(weight.cols, 1) + 1, [&](int64_t from, int64_t to) {
+        for (int64_t row = from; row < to; row++) weight.storage->check_scales(weight, row, where);
+    });
     read_.insert(tensor);
     if (options_.progress) options_.progress(double(read_.size()) / double(std::max<size_t>(checkpoint_.names().size(), 1)));
     return weight;

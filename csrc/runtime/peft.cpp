@@ -1,152 +1,19 @@
 #include "runtime/peft.h"
 
-#include <cmath>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <optional>
-#include <regex>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
 
 #include "core/error.h"
 #include "io/checkpoint.h"
-#include "io/json.h"
 #include "io/safetensors.h"
+#include "runtime/lora_config.h"
 
 namespace halfbyte {
 
 namespace {
-
-using Json = nlohmann::ordered_json;  // the order of a pattern's keys decides which one wins
-
-// Fields of LoraConfig that say how to train, or that the names and shapes of the saved tensors already say.
-constexpr std::string_view kNoEffect[] = {
-    "peft_type",
-    "peft_version",
-    "base_model_name_or_path",
-    "revision",
-    "task_type",
-    "inference_mode",
-    "auto_mapping",
-    "lora_dropout",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-    "eva_config",
-    "corda_config",
-    "loftq_config",
-    "lora_ga_config",
-    "megatron_core",
-    "qalora_group_size",
-    "runtime_config",
-    "fan_in_fan_out",
-    "ensure_weight_tying",
-    "init_lora_weights",
-    "r",
-    "lora_alpha",
-    "use_rslora",
-    "rank_pattern",
-    "alpha_pattern",
-    "bias",
-};
-
-// A value that switches its field off.
-bool is_off(const Json& value) {
-    return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
-           ((value.is_array() || value.is_object()) && value.empty());
-}
-
-// Initialisations that leave the base weights as they are. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) train against a base
-// that they have changed, so that the saved A and B mean nothing on the original one.
-bool keeps_base(const Json& init) {
-    if (init.is_boolean() || init.is_null()) return true;
-    return init.is_string() && (init == "gaussian" || init == "eva" || init == "orthogonal");
-}
-
-// A pattern comes from a file that somebody else wrote: matching must take neither exponential time nor a deep stack.
-constexpr size_t kLongestPattern = 1000;
-#ifdef __GLIBCXX__
-constexpr auto kGrammar = std::regex::ECMAScript | std::regex_constants::__polynomial;
-#else
-constexpr auto kGrammar = std::regex::ECMAScript;
-#endif
-
-class LoraConfig {
-public:
-    explicit LoraConfig(const std::filesystem::path& path) : where_(path.string()) {
-        const std::string text = read_text_file(path);
-        parse_json(text, where_);  // refuses what ordered_json would let pass: duplicate keys, deep nesting
-        fields_ = Json::parse(text);
-        if (!fields_.is_object()) fail(ErrorCode::corrupt, where_, ": expected a JSON object, found ", fields_.type_name());
-        check();
-    }
-
-    // alpha / r or alpha / sqrt(r), as LoraLayer.update_layer computes it. `module` as it is named in the adapter.
-    float scale(const std::string& module, int64_t rank) const {
-        const double r = by_pattern("rank_pattern", "r", module), alpha = by_pattern("alpha_pattern", "lora_alpha", module);
-        if (r != double(rank)) {
-            fail(ErrorCode::corrupt, where_, ": rank ", r, " is configured for '", module, "', but its tensors have rank ",
-                 rank, "; the file and its config do not belong together");
-        }
-        const bool rank_stabilized = fields_.contains("use_rslora") && !is_off(fields_["use_rslora"]);
-        return float(rank_stabilized ? alpha / std::sqrt(r) : alpha / r);
-    }
-
-private:
-    void check() const {
-        const Json type = fields_.value("peft_type", Json());
-        if (type != "LORA") {
-            fail(ErrorCode::unsupported, where_, ": peft_type is ", type.dump(), "; halfbyte applies \"LORA\"");
-        }
-        for (const auto& [name, value] : fields_.items()) {
-            if (std::find(std::begin(kNoEffect), std::end(kNoEffect), name) != std::end(kNoEffect) || is_off(value))
-                continue;
-            fail(ErrorCode::unsupported, where_, ": the field '", name, "' is ", value.dump(),
-                 "; halfbyte does not apply it yet, and without it the adapter would give other answers");
-        }
-        const Json bias = fields_.value("bias", Json("none"));
-        if (bias != "none") {
-            fail(ErrorCode::unsupported, where_, ": bias is ", bias.dump(), "; halfbyte applies adapters with \"none\"");
-        }
-        const Json init = fields_.value("init_lora_weights", Json(true));
-        if (!keeps_base(init)) {
-            fail(ErrorCode::unsupported, where_, ": init_lora_weights is ", init.dump(),
-                 ": the adapter was trained against base weights that this initialisation changed; save it with "
-                 "path_initial_model_for_weight_conversion so that it becomes an ordinary LoRA");
-        }
-    }
-
-    double number(const Json& value, std::string_view field) const {
-        if (!value.is_number()) fail(ErrorCode::corrupt, where_, ": '", field, "' must be a number, found ", value.dump());
-        return value.get<double>();
-    }
-
-    bool matches(const std::string& key, const char* patterns, const std::string& module) const {
-        try {
-            if (key.size() > kLongestPattern) throw std::regex_error(std::regex_constants::error_complexity);
-            return std::regex_match(module, std::regex("(?:.*\\.)?(?:" + key + ")", kGrammar));
-        } catch (const std::regex_error&) {
-            fail(ErrorCode::unsupported, where_, ": the pattern '", key.substr(0, 80), "' in ", patterns,
-                 " is not a regular expression that halfbyte understands; name the modules in full");
-        }
-    }
-
-    // PEFT's get_pattern_key: the first key with re.match(rf"(.*\.)?({key})$", module), else the plain field.
-    double by_pattern(const char* patterns, const char* plain, const std::string& module) const {
-        if (fields_.contains(patterns) && fields_[patterns].is_object()) {
-            for (const auto& [key, value] : fields_[patterns].items()) {
-                if (matches(key, patterns, module)) return number(value, patterns);
-            }
-        }
-        if (!fields_.contains(plain)) fail(ErrorCode::corrupt, where_, ": the field '", plain, "' is missing");
-        return number(fields_[plain], plain);
-    }
-
-    std::string where_;
-    Json fields_;
-};
 
 struct Pair {
     const SafetensorsEntry *a = nullptr, *b = nullptr;
@@ -188,12 +55,18 @@ void check_factor(const std::string& where, const SafetensorsEntry& entry, int64
 std::shared_ptr<const Adapter> read_peft_adapter(const std::filesystem::path& folder, std::string name, const Model& model,
                                                  Device& device) {
     const std::filesystem::path file = folder / "adapter_model.safetensors";
-    const LoraConfig config(folder / "adapter_config.json");
+    const std::filesystem::path config_path = folder / "adapter_config.json";
+    const LoraConfig config(read_text_file(config_path), config_path.string());
     if (!std::filesystem::exists(file) && std::filesystem::exists(folder / "adapter_model.bin")) {
         fail_pickle(folder / "adapter_model.bin", "adapter_model.safetensors");
     }
-    const auto tensors = read_safetensors(file);
+    return bind_peft_adapter(config, MappedFile::open(file), std::move(name), model, device);
+}
 
+std::shared_ptr<const Adapter> bind_peft_adapter(const LoraConfig& config, const std::shared_ptr<const MappedFile>& mapped,
+                                                 std::string name, const Model& model, Device& device) {
+    const auto tensors = parse_safetensors(mapped);
+    const std::filesystem::path& file = mapped->path();
     std::map<std::string, Pair> pairs;
     for (const auto& [tensor, entry] : tensors) {
         const std::optional<TensorName> parsed = parse_name(tensor);

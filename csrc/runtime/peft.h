@@ -5,8 +5,10 @@
 #include <memory>
 #include <string>
 
+#include "core/mapped_file.h"
 #include "models/model.h"
 #include "nn/adapter.h"
+#include "runtime/lora_config.h"
 
 namespace halfbyte {
 
@@ -15,5 +17,8 @@ namespace halfbyte {
 /// Errors: not_found, corrupt (shapes that do not fit the layer), unsupported (naming the field or tensor).
 std::shared_ptr<const Adapter> read_peft_adapter(const std::filesystem::path& folder, std::string name, const Model& model,
                                                  Device& device);
+/// The same from what its two files hold.
+std::shared_ptr<const Adapter> bind_peft_adapter(const LoraConfig& config, const std::shared_ptr<const MappedFile>& file,
+                                                 std::string name, const Model& model, Device& device);
 
 }  // namespace halfbyte

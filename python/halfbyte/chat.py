@@ -59,7 +59,7 @@ def render(
         raise UnsupportedError(f"{settings.where}: the chat template does what a sandbox forbids: {error}") from None
     except jinja2.TemplateError as error:
         raise InvalidArgumentError(f"{settings.where}: the chat template refuses these messages: {error}") from None
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise InvalidArgumentError(
             f"{settings.where}: the chat template fails on these messages: {type(error).__name__}: {error}"
         ) from None
@@ -98,6 +98,8 @@ def _compile(source: str, where: str) -> jinja2.Template:
         return _environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise CorruptFileError(f"{where}: chat template, line {error.lineno}: {error}") from None
+    except (RecursionError, SyntaxError, ValueError) as error:  # nested too deep for jinja2 or for Python itself
+        raise CorruptFileError(f"{where}: the chat template can't be compiled: {error}") from None
 
 
 @functools.cache

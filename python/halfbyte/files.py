@@ -7,11 +7,29 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from .errors import CorruptFileError, InputOutputError
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """A JSON document from a file of somebody else. Raises CorruptFileError: not JSON, or a key twice in one object."""
+
+    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} appears twice in one object")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except ValueError as error:  # not JSON, not UTF-8, a number of thousands of digits
+        raise CorruptFileError(f"{where}: not JSON: {error}") from None
+    except RecursionError:
+        raise CorruptFileError(f"{where}: not JSON that can be read: nested too deep") from None
 
 
 @contextlib.contextmanager
@@ -54,23 +72,40 @@ class Metadata(Protocol):
 def carried_files(checkpoint: Metadata, where: str) -> Iterator[Path | None]:
     """A temporary folder with the tokenizer and pooling files that a file of halfbyte carries; None for other files.
 
-    Raises CorruptFileError where halfbyte.files is not an object of texts.
+    Raises:
+        CorruptFileError: halfbyte.files is not an object of texts.
+        InputOutputError: they can't be written.
+
     """
-    text = checkpoint.metadata("halfbyte.files")
+    text, config = checkpoint.metadata("halfbyte.files"), checkpoint.metadata("halfbyte.config")
     if text is None:
         yield None
         return
-    try:
-        files = json.loads(text)
-        good = isinstance(files, dict) and all(isinstance(content, str) for content in files.values())
-    except (TypeError, ValueError):
-        good = False
-    # Names come from a file that may be hostile: one folder deep, and nowhere else.
-    if not good or any(Path(n).is_absolute() or ".." in Path(n).parts or len(Path(n).parts) > 2 for n in files):
+    files = parse_json(text, f"{where}: halfbyte.files") if isinstance(text, str) else None
+    good = isinstance(files, dict) and all(_is_text(name) and _is_text(content) for name, content in files.items())
+    if not isinstance(files, dict) or not good or not all(_is_file_name(name) for name in files):
         raise CorruptFileError(f"{where}: halfbyte.files must be an object of texts by file name")
+    if config is not None and not isinstance(config, str):
+        raise CorruptFileError(f"{where}: halfbyte.config must be a text")
     with tempfile.TemporaryDirectory(prefix="halfbyte-") as folder:
-        for name, content in {"config.json": checkpoint.metadata("halfbyte.config") or "{}", **files}.items():
+        for name, content in {"config.json": config or "{}", **files}.items():
             path = Path(folder) / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(content, encoding="utf-8")
+            try:
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(content, encoding="utf-8")
+            except (FileExistsError, NotADirectoryError, IsADirectoryError):
+                raise CorruptFileError(f"{where}: halfbyte.files: {name!r} is a file and a folder") from None
+            except OSError as error:
+                raise InputOutputError(f"{where}: halfbyte.files: {name!r} can't be written: {error}") from None
         yield Path(folder)
+
+
+def _is_text(value: Any) -> bool:
+    """A string that UTF-8 can hold: JSON lets half of a surrogate pair pass."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _is_file_name(name: str) -> bool:
+    """Names come from a file that may be hostile: one folder deep, and nowhere else."""
+    parts = Path(name).parts
+    return "\0" not in name and not Path(name).is_absolute() and ".." not in parts and 1 <= len(parts) <= 2

@@ -6,13 +6,21 @@ pre-tokenizer behind a name, defaults for the beginning of sequence) follows lla
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import CorruptFileError, UnsupportedError
 from .files import carried_files
-from .tokenizer import Metadata, Tokenizer, TokenizerSettings, load_folder_tokenizer, set_bos_eos
+from .tokenizer import (
+    Metadata,
+    Tokenizer,
+    TokenizerSettings,
+    load_folder_tokenizer,
+    package_errors,
+    set_bos_eos,
+)
 
 if TYPE_CHECKING:
     import tokenizers
@@ -92,14 +100,10 @@ def load_gguf_tokenizer(checkpoint: Metadata, where: str) -> Tokenizer:
             f"{where}: tokenizer.ggml.model {vocabulary.model!r} isn't supported (supported: {', '.join(builders)}); "
             "token ids still work (generate_tokens, logits)"
         )
-    try:
+    with package_errors(f"{where}: the tokenizer's vocabulary and merges don't fit together"):
         backend, bos, eos = builders[vocabulary.model](vocabulary)
-    except (CorruptFileError, UnsupportedError, ImportError):
-        raise
-    except Exception as error:  # the tokenizers package raises plain Exception
-        raise CorruptFileError(f"{where}: the tokenizer's vocabulary and merges don't fit together: {error}") from None
-    _add_special_tokens(backend, vocabulary)
-    set_bos_eos(backend, bos, eos)
+        _add_special_tokens(backend, vocabulary)
+        set_bos_eos(backend, bos, eos)
     return Tokenizer(backend, vocabulary.settings())
 
 
@@ -119,7 +123,7 @@ class _Vocabulary:
         if tokens is None:
             raise CorruptFileError(f"{where}: no tokenizer.ggml.tokens")
         self.tokens = self._texts("tokenizer.ggml.tokens", tokens)
-        types = checkpoint.metadata("tokenizer.ggml.token_type")
+        types = self._numbers("tokenizer.ggml.token_type")
         self.types: list[int] = [_NORMAL] * len(self.tokens) if types is None else [int(t) for t in types]
         if len(self.types) != len(self.tokens):
             raise CorruptFileError(
@@ -128,20 +132,40 @@ class _Vocabulary:
         self.ids = {token: index for index, token in enumerate(self.tokens)}
 
     def _texts(self, key: str, values: Sequence[bytes | str]) -> list[str]:
+        """The values of an array of texts. Numpy arrays hold numbers; an empty one says nothing of its type."""
+        if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
+            raise CorruptFileError(f"{self.where}: {key} must be an array of texts, found {values!r:.80}")
+        if not all(isinstance(v, (str, bytes)) for v in values):
+            raise CorruptFileError(f"{self.where}: {key} must be an array of texts, found one of other values")
         try:
             return [v.decode("utf-8") if isinstance(v, bytes) else v for v in values]
         except UnicodeDecodeError as error:
             raise CorruptFileError(f"{self.where}: {key}: not UTF-8: {error}") from None
 
+    def _numbers(self, key: str) -> list[int | float] | None:
+        values = self._checkpoint.metadata(key)
+        if values is None:
+            return None
+        found = values.tolist() if hasattr(values, "tolist") else values
+        if not isinstance(found, list) or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in found):
+            raise CorruptFileError(f"{self.where}: {key} must be an array of finite numbers")
+        return found
+
     def text(self, key: str) -> str | None:
         value = self._checkpoint.metadata(key)
         if value is None:
             return None
+        if not isinstance(value, (str, bytes)):
+            raise CorruptFileError(f"{self.where}: {key} must be a text, found {value!r:.80}")
         return self._texts(key, [value])[0]
 
     def flag(self, key: str, fallback: bool) -> bool:
         value = self._checkpoint.metadata(key)
-        return fallback if value is None else bool(value)
+        if value is None:
+            return fallback
+        if not isinstance(value, int) or value not in (0, 1):
+            raise CorruptFileError(f"{self.where}: {key} must be true or false, found {value!r:.80}")
+        return bool(value)
 
     def merges(self) -> list[tuple[str, str]] | None:
         value = self._checkpoint.metadata("tokenizer.ggml.merges")
@@ -156,7 +180,7 @@ class _Vocabulary:
         return pairs
 
     def scores(self) -> list[float]:
-        value = self._checkpoint.metadata("tokenizer.ggml.scores")
+        value = self._numbers("tokenizer.ggml.scores")
         if value is None or len(value) != len(self.tokens):
             raise CorruptFileError(f"{self.where}: tokenizer.ggml.scores must have one entry per token")
         return [float(v) for v in value]
@@ -164,7 +188,11 @@ class _Vocabulary:
     def special(self, name: str, fallback: int | None = None) -> str | None:
         """The spelling of ``tokenizer.ggml.<name>_token_id``."""
         value = self._checkpoint.metadata(f"tokenizer.ggml.{name}_token_id")
-        index = fallback if value is None else int(value)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise CorruptFileError(
+                f"{self.where}: tokenizer.ggml.{name}_token_id must be a token id, found {value!r:.80}"
+            )
+        index: int | None = fallback if value is None else value
         if index is None or (value is None and index >= len(self.tokens)):
             return None
         if not 0 <= index < len(self.tokens):
@@ -209,8 +237,8 @@ class _Vocabulary:
         default = self.text("tokenizer.chat_template")
         if default is not None:
             found["default"] = default
-        names = self._checkpoint.metadata("tokenizer.chat_templates") or []
-        for name in self._texts("tokenizer.chat_templates", names):
+        names = self._checkpoint.metadata("tokenizer.chat_templates")
+        for name in self._texts("tokenizer.chat_templates", [] if names is None else names):
             source = self.text(f"tokenizer.chat_template.{name}")
             if source is not None:
                 found[name] = source

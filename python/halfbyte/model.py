@@ -317,9 +317,8 @@ class Model:
         """Give the core the bytes of each token, once."""
         with self._lock:
             if not self._vocabulary_set:
-                pieces = self.tokenizer.vocabulary_pieces()
-                size = self._facts["vocab_size"]  # the table may be padded beyond the tokenizer
-                self._engine.set_vocabulary((pieces + [b""] * (size - len(pieces)))[:size])
+                # The model's table may be padded beyond the tokenizer.
+                self._engine.set_vocabulary(self.tokenizer.vocabulary_pieces(self._facts["vocab_size"]))
                 self._vocabulary_set = True
 
     def _prompt_ids(self, prompt: Prompt) -> NDArray[np.int32]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import CorruptFileError, UnsupportedError
-from .files import carried_files
+from .files import carried_files, parse_json
 from .tokenizer import Metadata, read_json
 
 POOLING_MODES = ("mean", "cls", "max", "last")  # what the core computes
@@ -50,10 +49,13 @@ def read_folder(folder: Path) -> SentenceConfig:
     if not path.is_file():
         return SentenceConfig()
     try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
+        modules = parse_json(path.read_bytes(), str(path))
         kinds = [(str(m["type"]).rsplit(".", 1)[-1], str(m.get("path", ""))) for m in modules]
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise CorruptFileError(f"{path}: expected a list of objects with type and path: {error!r}") from None
+    for _, subfolder in kinds:
+        if Path(subfolder).is_absolute() or ".." in Path(subfolder).parts or "\0" in subfolder:
+            raise CorruptFileError(f"{path}: the path {subfolder!r} is not one of a folder inside this one")
     pooling = "mean"
     normalize = False
     for position, (kind, subfolder) in enumerate(kinds):
@@ -70,7 +72,7 @@ def read_folder(folder: Path) -> SentenceConfig:
             )
     transformer = read_json(folder / kinds[0][1] / "sentence_bert_config.json") if kinds else {}
     length = transformer.get("max_seq_length")
-    if length is not None and (not isinstance(length, int) or length < 1):
+    if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
         raise CorruptFileError(
             f"{folder}/sentence_bert_config.json: max_seq_length must be a positive integer, found {length!r}"
         )
@@ -88,7 +90,9 @@ def _pooling_mode(path: Path) -> str:
     value: Any = config.get("pooling_mode")
     if value is None:
         value = [mode for flag, mode in _LEGACY_FLAGS.items() if config.get(flag)] or ["mean"]
-    modes = [value] if isinstance(value, str) else list(value)
+    modes = [value] if isinstance(value, str) else value
+    if not isinstance(modes, list) or not all(isinstance(mode, str) for mode in modes):
+        raise CorruptFileError(f"{path}: pooling_mode must be a text, found {value!r:.80}")
     if len(modes) != 1 or modes[0] not in _MODES:
         raise UnsupportedError(
             f"{path}: pooling {' + '.join(map(str, modes))}; halfbyte computes one of {', '.join(_MODES)}"
@@ -104,7 +108,7 @@ def _default_prompt(path: Path) -> str:
     if name is None:
         return ""
     prompts = config.get("prompts") or {}
-    if not isinstance(prompts.get(name), str):
+    if not isinstance(name, str) or not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
         raise CorruptFileError(f"{path}: default_prompt_name is {name!r}, but prompts has no such text")
     return str(prompts[name])
 
@@ -117,8 +121,8 @@ def read_gguf(checkpoint: Metadata, architecture: str) -> SentenceConfig:
     value = checkpoint.metadata(f"{architecture}.pooling_type")
     if value is None:
         return SentenceConfig()
-    if int(value) not in _GGUF_POOLING:
+    if not isinstance(value, int) or value not in _GGUF_POOLING:
         raise UnsupportedError(
             f"{architecture}.pooling_type {value}: halfbyte pools by mean (1), cls (2) or last token (3)"
         )
-    return SentenceConfig(pooling=_GGUF_POOLING[int(value)] or "mean")
+    return SentenceConfig(pooling=_GGUF_POOLING[value] or "mean")

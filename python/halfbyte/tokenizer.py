@@ -6,14 +6,16 @@ ids end a generation, which chat templates there are.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .errors import CorruptFileError, InvalidArgumentError, NotFoundError, UnsupportedError
+from .errors import CorruptFileError, InputOutputError, InvalidArgumentError, NotFoundError, UnsupportedError
+from .files import parse_json
 
 if TYPE_CHECKING:
     import tokenizers  # imported when a text is first met: token ids need none of it
@@ -93,20 +95,34 @@ class Tokenizer:
         """The id of a token's exact spelling; None if the vocabulary has no such token."""
         return self._backend.token_to_id(token)
 
-    def vocabulary_pieces(self) -> list[bytes]:
+    def vocabulary_pieces(self, size: int | None = None) -> list[bytes]:
         """The bytes that each token id adds to a text; empty for special tokens, which show nothing.
+
+        Args:
+            size: ids below it are wanted, as many as the model has; None: all of the tokenizer's.
 
         Raises:
             UnsupportedError: the decoder isn't one whose tokens have bytes of their own.
+            CorruptFileError: an id far beyond the number of tokens.
 
         """
-        size = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        vocabulary = self._backend.get_vocab(with_added_tokens=False)
+        added_tokens = self._backend.get_added_tokens_decoder()
+        if size is None:
+            size = max((*vocabulary.values(), *added_tokens), default=-1) + 1
+            count = len(vocabulary) + len(added_tokens)
+            if size > 16 * count + 65536:
+                raise CorruptFileError(
+                    f"{self.settings.where}: the tokenizer has {count} tokens, and one of them has the id {size - 1}"
+                )
         piece = _piece_reader(json.loads(self._backend.to_str())["decoder"], self.settings.where)
         pieces = [b""] * size
-        for token, index in self._backend.get_vocab(with_added_tokens=False).items():
-            pieces[index] = piece(token)
-        for index, added in self._backend.get_added_tokens_decoder().items():
-            pieces[index] = b"" if added.special else added.content.encode()
+        for token, index in vocabulary.items():
+            if index < size:
+                pieces[index] = piece(token)
+        for index, added in added_tokens.items():
+            if index < size:
+                pieces[index] = b"" if added.special else added.content.encode()
         return pieces
 
 
@@ -170,13 +186,14 @@ def _piece_reader(decoder: dict[str, Any] | None, where: str) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; {} where there is no such file. Raises CorruptFileError."""
+    """A JSON object from a file; {} where there is no such file. Raises CorruptFileError, InputOutputError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError:
         return {}
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorruptFileError(f"{path}: not JSON: {error}") from None
+    except OSError as error:
+        raise InputOutputError(f"{path}: can't be read: {error.strerror or error}") from None
+    value = parse_json(text, str(path))
     if not isinstance(value, dict):
         raise CorruptFileError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -201,10 +218,8 @@ def load_folder_tokenizer(folder: Path) -> Tokenizer:
             f"{folder}: no tokenizer.json, so text can't become token ids; pass token ids, or save the tokenizer there "
             "with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
         )
-    try:
+    with package_errors(f"{path}: the tokenizers package can't read it"):
         backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises plain Exception
-        raise CorruptFileError(f"{path}: the tokenizers package can't read it: {error}") from None
     config = read_json(folder / "tokenizer_config.json")
     _add_missing_tokens(backend, config, folder)
     specials = _special_tokens(config, read_json(folder / "special_tokens_map.json"))
@@ -214,9 +229,28 @@ def load_folder_tokenizer(folder: Path) -> Tokenizer:
         special_tokens=specials,
         stop_ids=_stop_ids(folder, backend, specials),
         chat_templates=_chat_templates(folder, config),
-        max_length=int(limit) if isinstance(limit, (int, float)) and 0 < limit < 1e9 else None,  # 1e30 says "none"
+        max_length=_max_length(limit),
     )
     return Tokenizer(backend, settings)
+
+
+@contextlib.contextmanager
+def package_errors(text: str) -> Iterator[None]:
+    """What the tokenizers package raises, as CorruptFileError: plain Exception, and a BaseException where it panics."""
+    try:
+        yield
+    except (CorruptFileError, UnsupportedError, ImportError):
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise CorruptFileError(f"{text}: {error}") from None
+        raise
+
+
+def _max_length(limit: Any) -> int | None:
+    """model_max_length, where it is a real bound: 1e30 says "none"."""
+    is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+    return int(limit) if is_number and 1 <= limit < 1e9 else None
 
 
 def _token_text(value: Any) -> str | None:
@@ -242,9 +276,13 @@ def _add_missing_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any]
     import tokenizers  # noqa: PLC0415
 
     known = backend.get_added_tokens_decoder()
+    where = f"{folder}/tokenizer_config.json: added_tokens_decoder"
     entries = config.get("added_tokens_decoder") or {}
-    for index in sorted(int(i) for i in entries if int(i) not in known):
-        entry = entries[str(index)]
+    if not isinstance(entries, dict) or not all(i.isascii() and i.isdigit() and len(i) < 11 for i in entries):
+        raise CorruptFileError(f"{where} must be an object by token id")
+    for index, entry in sorted((int(i), entry) for i, entry in entries.items() if int(i) not in known):
+        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+            raise CorruptFileError(f'{where}: {index}: expected an object with a text "content", found {entry!r:.80}')
         flags = {k: bool(entry.get(k, False)) for k in ("single_word", "lstrip", "rstrip", "normalized", "special")}
         backend.add_tokens([tokenizers.AddedToken(entry["content"], **flags)])
         if backend.token_to_id(entry["content"]) != index:
@@ -269,7 +307,10 @@ def config_stop_ids(folder: Path) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         value = read_json(folder / name).get("eos_token_id")
         if value is not None:
-            return tuple(i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int))
+            ids = value if isinstance(value, list) else [value]
+            if not all(isinstance(i, int) and not isinstance(i, bool) and -(2**31) <= i < 2**31 for i in ids):
+                raise CorruptFileError(f"{folder / name}: eos_token_id must be token ids, found {value!r:.80}")
+            return tuple(ids)
     return ()
 
 

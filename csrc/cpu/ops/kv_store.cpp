@@ -50,6 +50,7 @@ template <class To>
 inline void convert(const float* x, int64_t n, float inverse, typename To::T* out) {
     const auto scaled = [inverse](F v) {
         if constexpr (To::kScaled) return v * set(inverse);
+        (void)inverse;
         return v;
     };
     int64_t i = 0;

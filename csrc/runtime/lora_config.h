@@ -1,0 +1,29 @@
+// adapter_config.json of PEFT (peft 0.21, tuners/lora/config.py): is the adapter one that can be applied, and how strongly.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+namespace halfbyte {
+
+class LoraConfig {
+public:
+    /// The text of an adapter_config.json; `where` starts the errors. Every field that changes the result must be understood.
+    /// Errors: corrupt (not JSON, a wrong type), unsupported (naming the field).
+    LoraConfig(std::string_view text, std::string where);
+    ~LoraConfig();
+    LoraConfig(LoraConfig&&) noexcept;
+
+    /// alpha / r or alpha / sqrt(r), as LoraLayer.update_layer computes it. `module` as it is named in the adapter, `rank` that
+    /// of its tensors. Error corrupt where the config says another rank or the scale is no finite number.
+    float scale(const std::string& module, int64_t rank) const;
+
+private:
+    struct Fields;
+    std::string where_;
+    std::unique_ptr<const Fields> fields_;
+};
+
+}  // namespace halfbyte
