@@ -73,7 +73,8 @@ TensorMap read_sharded(const fs::path& index_path) {
         if (!value.is_string()) fail(ErrorCode::corrupt, where, ": weight_map[\"", tensor, "\"] must be a file name");
         const auto file = value.get<std::string>();
         // A name in this folder and nothing else: an index must not reach for other files of the machine.
-        if (file.empty() || file != fs::path(file).filename().string() || file == "." || file == "..") {
+        const bool plain = file == fs::path(file).filename().string() && file.find('\0') == std::string::npos;
+        if (file.empty() || !plain || file == "." || file == "..") {
             fail(ErrorCode::corrupt, where, ": weight_map[\"", tensor, "\"] = \"", file,
                  "\" is not the name of a file in this folder");
         }

@@ -106,7 +106,8 @@ void check_quantization_version(const GgufFile& file) {
     if (value == nullptr) return;
     const json version = to_json(*value);
     if (!version.is_number_integer() || version != 2) {
-        fail(ErrorCode::unsupported, file.where(), ": general.quantization_version is ", version.dump(), ", expected 2");
+        fail(ErrorCode::unsupported, file.where(), ": general.quantization_version is ",
+             version.dump(-1, ' ', true, json::error_handler_t::replace), ", expected 2");
     }
 }
 
@@ -175,11 +176,13 @@ Weight GgufCheckpoint::weight(std::string_view name) const {
 }
 
 std::string GgufCheckpoint::metadata_json() const {
+    // Keys differ: there is no need to look for each among those before it, which ordered_json does one by one.
     ordered_json all = ordered_json::object();
+    auto& entries = static_cast<ordered_json::object_t::Container&>(all.get_ref<ordered_json::object_t&>());
     for (const std::string& key : file().keys()) {
         const GgufValue& value = *file().find(key);
         if (value.type == GgufType::array && value.count > kMaxArray) continue;
-        all[key] = to_json(value);
+        entries.emplace_back(key, to_json(value));
     }
     return all.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
 }

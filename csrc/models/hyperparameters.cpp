@@ -5,6 +5,7 @@
 #include <numbers>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "core/error.h"
 
@@ -47,6 +48,16 @@ std::vector<float> base_frequencies(const Config& config, int64_t rotary_dim, in
     return frequencies;
 }
 
+// A factor of zero, a theta of 1e-300: not a crash, but NaN for an answer.
+Rope checked(Rope rope, const Config& config) {
+    for (size_t i = 0; i < rope.frequencies.size(); i++) {
+        if (std::isfinite(rope.frequencies[i])) continue;
+        fail(ErrorCode::corrupt, config.where(), ": rotary frequency ", i, " comes to ", rope.frequencies[i],
+             ", expected a finite number: one of the parameters of the rotary embedding is out of range");
+    }
+    return rope;
+}
+
 // Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between interpolated.
 void scale_llama3(std::vector<float>& frequencies, const Config& parameters) {
     const auto factor = float(parameters.number({"factor", ""}));
@@ -78,7 +89,7 @@ Rope rope_from_gguf(const Config& config, int64_t head_dim, double default_theta
         rope.frequencies[i] /= float(factor);
         if (i < factors.size()) rope.frequencies[i] /= factors[i];
     }
-    return rope;
+    return checked(std::move(rope), config);
 }
 
 }  // namespace
@@ -88,9 +99,12 @@ Rope rope_from_config(const Config& config, int64_t head_dim, double default_the
     std::optional<Config> parameters = config.child("rope_parameters");
     double theta = config.number({"rope_theta", ""}, default_theta);
     if (!parameters) parameters = config.child("rope_scaling");
-    if (!parameters) return {base_frequencies(config, head_dim, head_dim, theta)};
+    if (!parameters) return checked({base_frequencies(config, head_dim, head_dim, theta)}, config);
     theta = parameters->number({"rope_theta", ""}, theta);
     const double partial = parameters->number({"partial_rotary_factor", ""}, 1.0);
+    if (!(partial >= 0 && partial <= 1)) {
+        fail(ErrorCode::corrupt, parameters->where(), ": partial_rotary_factor is ", partial, ", expected 0 to 1");
+    }
     const std::string old_type = parameters->text({"type", ""}, "default");
     const std::string type = parameters->text({"rope_type", ""}, old_type);
     Rope rope{base_frequencies(config, int64_t(double(head_dim) * partial), head_dim, theta)};
@@ -104,7 +118,7 @@ Rope rope_from_config(const Config& config, int64_t head_dim, double default_the
              "'; halfbyte applies 'default', 'linear' and 'llama3'");
     }
     parameters->finish();
-    return rope;
+    return checked(std::move(rope), *parameters);
 }
 
 }  // namespace halfbyte

@@ -89,6 +89,10 @@ Llama::Llama(Loader& loader) {
         .heads = heads, .kv_heads = kv_heads, .head_dim = head_dim, .scale = 1 / std::sqrt(float(head_dim)), .causal = true};
     attention_.window = config.integer({"sliding_window", "attention.sliding_window"},
                                        config.model_type() == "mistral" && !config.is_null("sliding_window") ? 4096 : 0);
+    if (attention_.window < 0) {
+        fail(ErrorCode::corrupt, config.where(), ": the sliding window is ", attention_.window,
+             ", expected 0 (none) or more");
+    }
     activation_ = activation_named(config.text({"hidden_act", ""}, "silu"), config);
     const bool attention_bias = config.flag({"attention_bias", ""}, false), mlp_bias = config.flag({"mlp_bias", ""}, false);
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "core/error.h"
 #include "storage/encode.h"
@@ -234,6 +235,10 @@ bool Loader::output_layer(Name own, Name embedding, int64_t in, int64_t out, Tie
 }
 
 Norm Loader::rms_norm(Name name, int64_t dim, double eps) {
+    if (!(eps >= 0 && eps <= double(std::numeric_limits<float>::max()))) {
+        fail(ErrorCode::corrupt, config().where(), ": the epsilon of its norms is ", eps,
+             ", expected a small number from 0 on");
+    }
     plan(require(name, ".weight"), name, ".weight", PlannedTensor::Role::vector, 1, dim);
     return {.gamma = to_device(read_vector(require(name, ".weight"), dim)), .beta = {}, .eps = float(eps)};
 }

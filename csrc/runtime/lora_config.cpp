@@ -168,8 +168,8 @@ LoraConfig::LoraConfig(std::string_view text, std::string where) : where_(std::m
                 list.push_back({std::regex("(?:.*\\.)?(?:" + key + ")", kGrammar), typed});
             } catch (const std::regex_error&) {
                 const std::string start = key.substr(0, 80);  // and without half of a character at its end
-                fail(ErrorCode::unsupported, where_, ": the pattern '", start.substr(0, first_invalid_utf8(start)), "' in ", field,
-                     " is not a regular expression that halfbyte understands; name the modules in full");
+                fail(ErrorCode::unsupported, where_, ": the pattern '", start.substr(0, first_invalid_utf8(start)), "' in ",
+                     field, " is not a regular expression that halfbyte understands; name the modules in full");
             }
         }
         return list;

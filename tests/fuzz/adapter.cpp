@@ -46,10 +46,10 @@ const Model& llama() {
         R"({"architectures": ["LlamaForCausalLM"], "hidden_size": 4, "intermediate_size": 6, "num_attention_heads": 2,
             "num_hidden_layers": 1, "vocab_size": 5})";
     static const std::vector<uint8_t> tensors = llama_tensors();
-    static const std::unique_ptr<Model> model = load_model(
-        *make_folder_checkpoint("llama", parse_config("config.json", text), text,
-                                parse_safetensors(MappedFile::borrow("llama", tensors)), "llama"),
-        fuzz::device(), {});
+    static const std::unique_ptr<Model> model =
+        load_model(*make_folder_checkpoint("llama", parse_config("config.json", text), text,
+                                           parse_safetensors(MappedFile::borrow("llama", tensors)), "llama"),
+                   fuzz::device(), {});
     return *model;
 }
 

@@ -12,7 +12,8 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (halfbyte::first_invalid_utf8(module) != std::string_view::npos) return 0;  // names come from JSON
     fuzz::run([&] {
         const halfbyte::LoraConfig config(fuzz::text_of(rest), "adapter_config.json");
-        for (const int64_t rank : {4, 8, 0, -1}) fuzz::run([&] { fuzz::require(std::isfinite(config.scale(module, rank))); });
+        for (const int64_t rank : {4, 8, 0, -1})
+            fuzz::run([&] { fuzz::require(std::isfinite(config.scale(module, rank))); });
     });
     return 0;
 }

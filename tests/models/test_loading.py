@@ -172,3 +172,32 @@ def test_a_gguf_table_without_dimensions(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(halfbyte.CorruptFileError, match=r"token_embd\.weight"):
         halfbyte.load(path)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({"rope_type": "linear", "factor": 0.0}, "rotary frequency 0 comes to inf"),
+        ({"rope_type": "default", "partial_rotary_factor": 1e300}, r"partial_rotary_factor is 1e\+300"),
+        ({"rope_type": "default", "partial_rotary_factor": -0.5}, r"partial_rotary_factor is -0\.5"),
+        ({"rope_type": "default", "rope_theta": 1e-320}, "rotary frequency 39 comes to inf"),
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 0.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+            r"rotary frequency \d+ comes to inf",
+        ),
+    ],
+)
+def test_rotary_embeddings_out_of_range(zoo: Zoo, tmp_path: Path, parameters: dict[str, Any], text: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(zoo.path("llama"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_theta": 10000.0} | parameters
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(halfbyte.CorruptFileError, match=text):
+        halfbyte.load(folder)

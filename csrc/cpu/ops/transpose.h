@@ -12,7 +12,8 @@ namespace {
 #ifdef __clang__
 template <int kStep, bool kHigh, int... kLane>
 inline F pick(F a, F b, std::integer_sequence<int, kLane...>) {
-    return __builtin_shufflevector(a, b, ((kLane & kStep) == 0 ? kLane + (kHigh ? kStep : 0) : kF + kLane - (kHigh ? 0 : kStep))...);
+    return __builtin_shufflevector(
+        a, b, ((kLane & kStep) == 0 ? kLane + (kHigh ? kStep : 0) : kF + kLane - (kHigh ? 0 : kStep))...);
 }
 template <int kStep, bool kHigh>
 inline F pick(F a, F b) {
