@@ -7,6 +7,7 @@
 #include <set>
 
 #include "core/error.h"
+#include "core/utf8.h"
 #include "io/config_value.h"
 #include "io/json.h"
 
@@ -261,7 +262,9 @@ std::string Config::text(Key key, std::string_view fallback) const {
     if (value == nullptr) return std::string(fallback);
     state_->known.emplace(name_of(key, gguf_));
     if (!value->is_string()) fail_type(*this, key, "a text", *value);
-    return value->get<std::string>();
+    std::string text = value->get<std::string>();
+    if (first_invalid_utf8(text) != std::string_view::npos) fail_type(*this, key, "a text in UTF-8", *value);
+    return text;
 }
 
 std::optional<Config> Config::child(std::string_view hf) const {

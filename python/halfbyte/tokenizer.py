@@ -296,10 +296,11 @@ def set_bos_eos(backend: tokenizers.Tokenizer, bos: str | None, eos: str | None)
     """Make ``encode`` put these tokens round a text, and no others."""
     from tokenizers import processors  # noqa: PLC0415
 
-    tokens = [t for t in dict.fromkeys((bos, eos)) if t is not None]
-    single = " ".join(part for part in (bos, "$A", eos) if part is not None)
-    ids = [(t, backend.token_to_id(t)) for t in tokens]
-    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
+    # Names of our own in the template: a token may be spelt with spaces or like one of its placeholders.
+    named = {name: token for name, token in (("bos", bos), ("eos", eos)) if token is not None}
+    single = " ".join([*(["bos"] if "bos" in named else []), "$A", *(["eos"] if "eos" in named else [])])
+    special = [{"id": n, "ids": [backend.token_to_id(t)], "tokens": [t]} for n, t in named.items()]
+    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
 
 
 def config_stop_ids(folder: Path) -> tuple[int, ...]:

@@ -8,7 +8,6 @@ What fuzzing has found since then lies in ``corpus`` beside them.
 from __future__ import annotations
 
 import json
-import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "formats"))
-from files import (  # noqa: E402 (found by the line above)
+from files import (
     ARRAY,
     BOOL,
     F32,
@@ -41,9 +40,10 @@ Tensors = dict[str, np.ndarray]
 NAMES = {"float32": "F32", "float16": "F16", "uint8": "U8", "int8": "I8", "int64": "I64", "float64": "F64"}
 # ggml's number: elements and bytes of a block
 BLOCKS = {
-    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84), 11: (256, 110),
-    12: (256, 144), 13: (256, 176), 14: (256, 210), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50),
-    20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 28: (1, 8), 29: (256, 56), 30: (1, 2),
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
+    11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50),
+    20: (32, 18), 21: (256, 110), 
+    22: (256, 82), 23: (256, 136), 24: (1, 1), 28: (1, 8), 29: (256, 56), 30: (1, 2),
     34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36),
 }  # fmt: skip
 NF4 = np.linspace(-1, 1, 16, dtype=np.float32)
@@ -145,11 +145,14 @@ GGUF_LAYER = {
 def gguf_llama(scale: int) -> bytes:
     """Scale 1: floats, 4 and 6 wide; scale 8: Q8_0, 32 and 64 wide."""
     sizes = {
-        "block_count": 1, "embedding_length": 4 * scale, "feed_forward_length": 6 if scale == 1 else 64, "attention.head_count": 2,
-        "attention.head_count_kv": 1, "context_length": 8, "vocab_size": 5,
+        "block_count": 1, "embedding_length": 4 * scale, "feed_forward_length": 6 if scale == 1 else 64,
+        "attention.head_count": 2, "attention.head_count_kv": 1, "context_length": 8, "vocab_size": 5,
     }  # fmt: skip
     pairs = [LLAMA, *(gguf_pair(f"llama.{key}", U32, value) for key, value in sizes.items())]
-    pairs += [gguf_pair("llama.attention.layer_norm_rms_epsilon", F32, 1e-5), gguf_pair("llama.rope.freq_base", F32, 1e4)]
+    pairs += [
+        gguf_pair("llama.attention.layer_norm_rms_epsilon", F32, 1e-5),
+        gguf_pair("llama.rope.freq_base", F32, 1e4),
+    ]
     pairs += [gguf_pair("llama.rope.scaling.type", STRING, "linear"), gguf_pair("llama.rope.scaling.factor", F32, 2.0)]
     tensors = []
     shapes = {"token_embd": [4, 5], "output_norm": [4], "output": [4, 5]}
@@ -236,20 +239,78 @@ LORA_CONFIG = {
 }  # fmt: skip
 
 
-def seeds() -> dict[str, dict[str, bytes]]:
-    q = "base_model.model.model.layers.0.self_attn.q_proj"
-    lora = header_and_data({f"{q}.lora_A.weight": np.ones((2, 4), np.float32), f"{q}.lora_B.weight": np.ones((4, 2), np.float16)})
-    plain = {"a": np.ones((2, 3), np.float32), "b": np.ones(3, np.float16), "c": np.ones((), np.float64), "d": np.ones(5, np.uint8)}
-    bnb = {f"{kind}{'-nested' * nested}": bitsandbytes_weight(kind, nested) for kind in ("nf4", "fp4") for nested in (False, True)}
-    bnb |= {"int8": int8_rows()}
-    models = {
+def models() -> dict[str, tuple[dict[str, Any], Tensors]]:
+    return {
         "llama": (LLAMA_CONFIG, zeros(LLAMA_SHAPES)),
         "llama3": ({**LLAMA_CONFIG, "rope_scaling": LLAMA3, "sliding_window": 2}, zeros(LLAMA_SHAPES)),
         "bert": (BERT_CONFIG, bert_tensors()),
         "gpt2": (GPT2_CONFIG, gpt2_tensors()),
     }
-    quantization = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
-    stop = {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "partial_rotary_factor": 0.5}}
+
+
+def gguf_types() -> bytes:
+    """A block of every type."""
+    return gguf_file([LLAMA], [(f"t{kind}", [n], kind, bytes(size)) for kind, (n, size) in BLOCKS.items()])
+
+
+def gguf_seeds() -> dict[str, bytes]:
+    described = {
+        f"{storage}{'-nested' * nested}": combined(storage, nested)
+        for storage in ("nf4", "fp4_panels")
+        for nested in (False, True)
+    }
+    return described | {
+        "int8": combined("int8", False),
+        "metadata": gguf_metadata(),
+        "types": gguf_types(),
+        "empty": gguf_bytes([LLAMA], [gguf_tensor("none", [4, 0], 0, 0)]),
+        "rows_of_nothing": gguf_bytes([LLAMA], [gguf_tensor("none", [0, 2**62], 0, 0)]),
+        "version_not_utf8": gguf_bytes([LLAMA, gguf_pair("general.quantization_version", STRING, b"\xff")], []),
+    }
+
+
+def safetensors_seeds() -> dict[str, bytes]:
+    values = {"a": np.ones((2, 3), np.float32), "b": np.ones(3, np.float16), "c": np.ones((), np.float64)}
+    header, data = header_and_data(values | {"d": np.ones(5, np.uint8)})
+    claim = {"a": {"dtype": "F32", "shape": [3, 2**28], "data_offsets": [0, 3 * 2**30]}}
+    return {
+        "plain": safetensors_bytes(header, data),
+        "metadata": safetensors_bytes({"__metadata__": {"format": "pt"}}),
+        "claim": safetensors_bytes(claim, b"x" * 100),
+    }
+
+
+def bitsandbytes_seeds() -> dict[str, bytes]:
+    weights = {
+        f"{kind}{'-nested' * nested}": bitsandbytes_weight(kind, nested)
+        for kind in ("nf4", "fp4")
+        for nested in (False, True)
+    }
+    return {name: sections(*header_and_data(tensors)) for name, tensors in (weights | {"int8": int8_rows()}).items()}
+
+
+def config_seeds() -> dict[str, bytes]:
+    rope = {"rope_type": "linear", "factor": 4.0, "partial_rotary_factor": 0.5}
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    linear = {**LLAMA_CONFIG, "rope_parameters": rope, "quantization_config": quantization}
+    zero = {**LLAMA_CONFIG, "rope_scaling": {"rope_type": "linear", "factor": 0}}
+    configs = {name: config for name, (config, _) in models().items()} | {"linear": linear, "factor_0": zero}
+    return {name: sections(config) for name, config in configs.items()}
+
+
+def adapter_seeds() -> dict[str, bytes]:
+    q = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {f"{q}.lora_A.weight": np.ones((2, 4), np.float32), f"{q}.lora_B.weight": np.ones((4, 2), np.float16)}
+    return {"q_proj": sections({"peft_type": "LORA", "r": 2, "lora_alpha": 4}, *header_and_data(factors))}
+
+
+def lora_config_seeds() -> dict[str, bytes]:
+    module = b"model.layers.0.self_attn.q_proj"
+    repeated = LORA_CONFIG | {"rank_pattern": {"(?:a?b?){0,9000}": 4}}
+    return {"patterns": sections(module, LORA_CONFIG), "repeated": sections(module, repeated)}
+
+
+def seeds() -> dict[str, dict[str, bytes]]:
     return {
         "json": {
             "kinds": b'{"a": [1, -2, 3.5e10, true, false, null, "\\u00e9\\ud83d\\ude00\\n"], "b": {}, "c": []}',
@@ -260,40 +321,26 @@ def seeds() -> dict[str, dict[str, bytes]]:
             "overlong": b'["\xc0\x80"]',
             "huge": b"[18446744073709551615, -9223372036854775808, 1e999]",
         },
-        "gguf": {
-            "metadata": gguf_metadata(),
-            "types": gguf_file([LLAMA], [(f"t{k}", [e], k, bytes(range(7, 7 + n))[:n] if n < 249 else bytes(n)) for k, (e, n) in BLOCKS.items()]),
-            "empty": gguf_bytes([LLAMA], [gguf_tensor("none", [4, 0], 0, 0)]),
-            "rows of nothing": gguf_bytes([LLAMA], [gguf_tensor("none", [0, 2**62], 0, 0)]),
-            **{f"{s}{'-nested' * n}": combined(s, n) for s in ("nf4", "fp4_panels") for n in (False, True)},
-            "int8": combined("int8", False),
-        },
+        "gguf": gguf_seeds(),
         "gguf_model": {"floats": gguf_llama(1), "q8_0": gguf_llama(8)},
-        "safetensors": {
-            "plain": (lambda h, d: struct.pack("<Q", len(h)) + h + d)(*header_and_data(plain)),
-            "metadata": safetensors_bytes({"__metadata__": {"format": "pt"}}),
-            "claim": safetensors_bytes({"a": {"dtype": "F32", "shape": [3, 2**28], "data_offsets": [0, 3 * 2**30]}}, b"x" * 100),
-        },
-        "bitsandbytes": {name: sections(*header_and_data(tensors)) for name, tensors in bnb.items()},
-        "model": {name: sections(config, *header_and_data(tensors)) for name, (config, tensors) in models.items()},
-        "config": {
-            **{name: sections(config) for name, (config, _) in models.items()},
-            "linear": sections({**LLAMA_CONFIG, **stop, **quantization}),
-        },
-        "lora_config": {"patterns": sections(b"model.layers.0.self_attn.q_proj", LORA_CONFIG)},
-        "adapter": {"q_proj": sections({"peft_type": "LORA", "r": 2, "lora_alpha": 4}, *lora)},
+        "safetensors": safetensors_seeds(),
+        "bitsandbytes": bitsandbytes_seeds(),
+        "model": {name: sections(config, *header_and_data(tensors)) for name, (config, tensors) in models().items()},
+        "config": config_seeds(),
+        "lora_config": lora_config_seeds(),
+        "adapter": adapter_seeds(),
         "text": {
             "stops": b"ab\0abab\0\xc3\xa9\0\0\2xa\1b\3\xe2\x98\x83\1\xf0\2\x9f\x98\1\x80\4\xc3\x28ab",
             "bytes": b"\0" + bytes([200]) + bytes(range(56, 256)),
         },
-    }  # fmt: skip
+    }
 
 
 def main(folder: Path) -> None:
     for target, files in seeds().items():
         (folder / target).mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            (folder / target / name.replace(" ", "_")).write_bytes(content)
+            (folder / target / name).write_bytes(content)
 
 
 if __name__ == "__main__":

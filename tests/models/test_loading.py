@@ -180,7 +180,7 @@ def test_a_gguf_table_without_dimensions(tmp_path: Path) -> None:
         ({"rope_type": "linear", "factor": 0.0}, "rotary frequency 0 comes to inf"),
         ({"rope_type": "default", "partial_rotary_factor": 1e300}, r"partial_rotary_factor is 1e\+300"),
         ({"rope_type": "default", "partial_rotary_factor": -0.5}, r"partial_rotary_factor is -0\.5"),
-        ({"rope_type": "default", "rope_theta": 1e-320}, "rotary frequency 39 comes to inf"),
+        ({"rope_type": "default", "rope_theta": 1e-320}, "rotary frequency 5 comes to inf"),
         (
             {
                 "rope_type": "llama3",
