@@ -262,7 +262,10 @@ def test_indices(tmp_path: Path, text: str, error: type[Exception], message: str
         ({"llama.attention.layer_norm_rms_epsilon": (F32, -1.0)}, "the epsilon of its norms is -1"),
         ({"llama.attention.layer_norm_rms_epsilon": (F64, 1e300)}, r"the epsilon of its norms is 1e\+300"),
         ({"llama.attention.sliding_window": (I32, -1)}, "the sliding window is -1"),
-        ({"llama.rope.scaling.type": (STRING, b"line\xff")}, '"llama.rope.scaling.type" must be a text in UTF-8, found "line'),
+        (
+            {"llama.rope.scaling.type": (STRING, b"line\xff")},
+            '"llama.rope.scaling.type" must be a text in UTF-8, found "line',
+        ),
         ({"llama.context_length": (U32, 0)}, '"context_length" is 0'),
     ],
 )  # fmt: skip
