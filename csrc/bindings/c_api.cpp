@@ -108,8 +108,8 @@ int get(const char* function, const hb_model* model, T* out, F read) noexcept {
 struct Call {
     const Engine& engine;
     std::vector<int64_t> lengths;
+    AdapterMix adapter;
     TokenBatch batch;
-    std::shared_ptr<const Adapter> adapter;
 
     Call(const hb_model* model, const int32_t* tokens, const int32_t* token_types, const size_t* sizes, size_t sequences,
          const char* adapter_name)
@@ -125,7 +125,9 @@ struct Call {
                  .lengths = lengths,
                  .positions = {},
                  .token_types = token_types == nullptr ? std::span<const int32_t>() : std::span(token_types, total)};
-        if (adapter_name != nullptr) adapter = engine.adapter(adapter_name);
+        if (adapter_name == nullptr) return;
+        adapter = AdapterMix(engine.adapters().get(adapter_name));
+        batch.adapters = {&adapter, 1};
     }
     Call(const Call&) = delete;
 
@@ -146,7 +148,7 @@ Generation start(const hb_model* model, const int32_t* prompt, size_t size, cons
     GenerateOptions copy;
     if (options != nullptr) {
         copy = options->generate;
-        if (options->adapter) copy.adapter = engine->adapter(*options->adapter);
+        if (options->adapter) copy.adapter = AdapterMix(engine->adapters().get(*options->adapter));
     }
     return Generation(engine, tokens, std::move(copy));
 }
@@ -280,11 +282,11 @@ int hb_model_set_vocabulary(hb_model* model, const char* const* pieces, const si
 
 int hb_model_attach_adapter(hb_model* model, const char* folder, const char* name) noexcept {
     return guarded("hb_model_attach_adapter",
-                   [&] { at(model, "model").engine->load_adapter(&at(folder, "folder"), &at(name, "name")); });
+                   [&] { at(model, "model").engine->adapters().add(&at(folder, "folder"), &at(name, "name"), false, false); });
 }
 
 int hb_model_detach_adapter(hb_model* model, const char* name) noexcept {
-    return guarded("hb_model_detach_adapter", [&] { at(model, "model").engine->unload_adapter(&at(name, "name")); });
+    return guarded("hb_model_detach_adapter", [&] { at(model, "model").engine->adapters().remove(&at(name, "name")); });
 }
 
 // --- whole sequences ----------------------------------------------------------------------------------------------
@@ -293,8 +295,8 @@ int hb_logits(const hb_model* model, const int32_t* tokens, const size_t* length
               float* out, size_t out_size) noexcept {
     return guarded("hb_logits", [&] {
         const Call call(model, tokens, nullptr, lengths, sequences, adapter);
-        call.engine.logits(call.batch, call.adapter.get(),
-                           call.out(out, out_size, call.batch.tokens.size(), call.engine.info().vocab_size));
+        call.engine.logits(call.batch,
+                           call.out(out, out_size, call.batch.tokens.size(), call.engine.logits_size(call.batch)));
     });
 }
 
@@ -302,7 +304,7 @@ int hb_hidden_states(const hb_model* model, const int32_t* tokens, const int32_t
                      size_t sequences, const char* adapter, float* out, size_t out_size) noexcept {
     return guarded("hb_hidden_states", [&] {
         const Call call(model, tokens, token_types, lengths, sequences, adapter);
-        call.engine.hidden_states(call.batch, call.adapter.get(),
+        call.engine.hidden_states(call.batch,
                                   call.out(out, out_size, call.batch.tokens.size(), call.engine.info().hidden_size));
     });
 }
@@ -312,7 +314,7 @@ int hb_embed(const hb_model* model, const int32_t* tokens, const int32_t* token_
              size_t out_size) noexcept {
     return guarded("hb_embed", [&] {
         const Call call(model, tokens, token_types, lengths, sequences, adapter);
-        call.engine.embed(call.batch, call.adapter.get(), parse_pooling(&at(pooling, "pooling")), normalize != 0,
+        call.engine.embed(call.batch, parse_pooling(&at(pooling, "pooling")), normalize != 0,
                           call.out(out, out_size, sequences, call.engine.info().hidden_size));
     });
 }

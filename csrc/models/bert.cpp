@@ -45,10 +45,10 @@ Tensor Bert::forward(const Context& context) const {
         const Workspace::Scope scratch(context.workspace);
 
         Tensor q, k, v;
-        linear(context, {&layer.q, &layer.k, &layer.v}, layer_normed_in_place(*norm, x), {&q, &k, &v});
+        linear(context, {&layer.q, &layer.k, &layer.v}, layer_normed_in_place(context, *norm, x), {&q, &k, &v});
         linear_add(context, layer.attention_output, attention(context, int64_t(i), q, k, v, attention_), x);
 
-        const Tensor up = linear(context, layer.up, layer_normed_in_place(layer.attention_norm, x));
+        const Tensor up = linear(context, layer.up, layer_normed_in_place(context, layer.attention_norm, x));
         linear_add(context, layer.down, activated(activation_, up), x);
         norm = &layer.output_norm;
     }
@@ -107,13 +107,15 @@ Bert::Bert(Loader& loader) {
         layer.output_norm = loader.layer_norm({"output.LayerNorm", "layer_output_norm"}, hidden, eps);
     }
     loader.at_root();
+    loader.classification_head({"classifier", ""}, {"bert.pooler.dense", ""}, hidden, *this);
     // Heads that hidden states and embeddings do not pass through.
     for (const std::string_view head : {"pooler.*", "bert.pooler.*", "cls.*", "*embeddings.position_ids"})
         loader.ignore(head);
     loader.finish(*this);
 }
 
-constexpr std::string_view kHfNames[] = {"BertModel", "BertForMaskedLM", "BertForPreTraining"};
+constexpr std::string_view kHfNames[] = {"BertModel", "BertForMaskedLM", "BertForPreTraining",
+                                          "BertForSequenceClassification", "BertForTokenClassification"};
 constexpr std::string_view kModelTypes[] = {"bert"};
 
 std::unique_ptr<Model> load(Loader& loader) { return std::make_unique<Bert>(loader); }

@@ -99,12 +99,15 @@ Gpt2::Gpt2(Loader& loader) {
     norm_ = loader.layer_norm({"transformer.ln_f", "output_norm"}, hidden, eps);
     info_.has_logits = loader.output_layer({"lm_head", "output"}, {"transformer.wte", "token_embd"}, hidden,
                                            info_.vocab_size, TiedByDefault::yes, output_);
+    const bool per_token = config.architecture() == "GPT2ForTokenClassification";
+    loader.classification_head({per_token ? "classifier" : "score", ""}, {}, hidden, *this);
     loader.ignore("*.attn.bias");  // causal masks of old checkpoints
     loader.ignore("*.attn.masked_bias");
     loader.finish(*this);
 }
 
-constexpr std::string_view kHfNames[] = {"GPT2LMHeadModel", "GPT2Model"};
+constexpr std::string_view kHfNames[] = {"GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification",
+                                          "GPT2ForTokenClassification"};
 constexpr std::string_view kModelTypes[] = {"gpt2"};
 
 std::unique_ptr<Model> load(Loader& loader) { return std::make_unique<Gpt2>(loader); }

@@ -121,11 +121,14 @@ Llama::Llama(Loader& loader) {
     norm_ = loader.rms_norm({"model.norm", "output_norm"}, hidden, eps);
     info_.has_logits = loader.output_layer({"lm_head", "output"}, {"model.embed_tokens", "token_embd"}, hidden,
                                            info_.vocab_size, TiedByDefault::no, output_);
+    loader.classification_head({"score", ""}, {}, hidden, *this);
     loader.ignore("*.rotary_emb.inv_freq");
     loader.finish(*this);
 }
 
-constexpr std::string_view kHfNames[] = {"LlamaForCausalLM", "LlamaModel", "MistralForCausalLM", "MistralModel"};
+constexpr std::string_view kHfNames[] = {
+    "LlamaForCausalLM",   "LlamaModel",   "LlamaForSequenceClassification",   "LlamaForTokenClassification",
+    "MistralForCausalLM", "MistralModel", "MistralForSequenceClassification", "MistralForTokenClassification"};
 constexpr std::string_view kModelTypes[] = {"llama", "mistral"};
 
 std::unique_ptr<Model> load(Loader& loader) { return std::make_unique<Llama>(loader); }

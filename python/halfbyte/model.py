@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core, pooling
+from .adapters import AdapterChoice, AdapterChoices, mix, mixes
 from .chat import Message, render
 from .errors import InvalidArgumentError, NotFoundError, UnsupportedError
 from .gguf_tokenizer import load_gguf_tokenizer
@@ -182,7 +183,7 @@ class Model:
         frequency_penalty: float = 0.0,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
-        adapter: str | None = None,
+        adapter: AdapterChoice = None,
         stream: bool = False,
     ) -> str | Stream:
         """Continue a prompt; the prompt itself isn't returned.
@@ -199,7 +200,8 @@ class Model:
             frequency_penalty: subtracted from the logits of tokens in the output, for each time that they occur.
             seed: the same seed gives the same text; None: another each time.
             stop: strings that end the text; they aren't part of it.
-            adapter: name given to :meth:`load_adapter`; None: the model alone.
+            adapter: name given to :meth:`load_adapter`, or {name: weight, ...} for the weighted sum of LoRA adapters; None:
+                the model alone.
             stream: True: return a :class:`Stream`, an iterator of pieces of text as they become certain.
 
         Raises:
@@ -355,26 +357,62 @@ class Model:
             int.from_bytes(os.urandom(8), "little") if seed is None else int(seed) % 2**64,
             stops,
             self._stop_ids(),
-            options.get("adapter"),
+            mix(options.get("adapter")),
         )
 
     # ---- numbers
 
-    def logits(self, token_lists: TokenLists, adapter: str | None = None) -> NDArray[np.float32]:
+    def logits(self, token_lists: TokenLists, adapter: AdapterChoices = None) -> NDArray[np.float32]:
         """Scores of every next token: [batch, tokens, vocab] for token ids [batch, tokens].
 
         The lists may differ in length: rows past the end of a shorter one are zeros. No special tokens are added.
+
+        Args:
+            token_lists: a rectangle, or lists that differ in length.
+            adapter: as in :meth:`generate`, or a list with one for each sequence. An adapter with a vocabulary of its own
+                has so many columns; beside it, sequences of a smaller one are filled up with -inf.
+
         """
         packed = pack("logits: token_lists", token_lists)
-        rows = self._engine.logits(packed.tokens, packed.lengths, adapter)
+        rows = self._engine.logits(packed.tokens, packed.lengths, mixes(adapter, len(packed.lengths)))
         return unpack(rows, packed.lengths)
+
+    def classify(
+        self,
+        inputs: Sequence[str] | TokenLists,
+        per_token: bool = False,
+        token_type_ids: TokenLists | None = None,
+        adapter: AdapterChoices = None,
+    ) -> NDArray[np.float32]:
+        """Scores of classes, before any softmax: float32 [batch, labels].
+
+        The head is the checkpoint's (``...ForSequenceClassification``, ``...ForTokenClassification``) or comes with the
+        adapter. It reads the first token of a sequence, through the pooler, in an encoder, and the last one in a decoder.
+
+        Args:
+            inputs: texts (special tokens are added) or lists of token ids (taken as they are).
+            per_token: a head over tokens: float32 [batch, tokens, labels], zeros past the end of a shorter list.
+            token_type_ids: for lists of ids; None: all 0.
+            adapter: as in :meth:`logits`.
+
+        Raises:
+            NotFoundError: neither the checkpoint nor the adapter has a head.
+
+        """
+        texts = [item for item in inputs if isinstance(item, str)]
+        lists = self.tokenizer.encode_batch(texts) if texts and len(texts) == len(inputs) else inputs
+        packed = pack("classify: inputs", lists)  # type: ignore[arg-type]
+        types = None if token_type_ids is None else pack("classify: token_type_ids", token_type_ids).tokens
+        choices = mixes(adapter, len(packed.lengths))
+        rows = self._engine.classify(packed.tokens, packed.lengths, types, per_token, choices)
+        return unpack(rows, packed.lengths) if per_token else rows
 
     def hidden_states(
         self,
         token_ids: TokenLists,
         attention_mask: ArrayLike | None = None,
         token_type_ids: TokenLists | None = None,
-        adapter: str | None = None,
+        adapter: AdapterChoices = None,
     ) -> NDArray[np.float32]:
         """Hidden states behind the last norm: [batch, tokens, hidden] for token ids [batch, tokens].
 
@@ -383,16 +421,17 @@ class Model:
             attention_mask: [batch, tokens], 1 or True where there is a token. The others are left out of the
                 computation (the rest keep their positions), and their rows in the result are zeros. None: all ones.
             token_type_ids: like token_ids; None: all 0.
-            adapter: name given to :meth:`load_adapter`; None: the model alone.
+            adapter: as in :meth:`logits`.
 
         """
         packed = pack("hidden_states: token_ids", token_ids)
+        choices = mixes(adapter, len(packed.lengths))
         types = None if token_type_ids is None else pack("hidden_states: token_type_ids", token_type_ids)
         if types is not None and not np.array_equal(types.lengths, packed.lengths):
             raise InvalidArgumentError("hidden_states: token_type_ids must have the shape of token_ids")
         type_ids = None if types is None else types.tokens
         if attention_mask is None:
-            rows = self._engine.hidden_states(packed.tokens, packed.lengths, None, type_ids, adapter)
+            rows = self._engine.hidden_states(packed.tokens, packed.lengths, None, type_ids, choices)
             return unpack(rows, packed.lengths)
         mask = np.asarray(attention_mask)
         batch, longest = len(packed.lengths), int(packed.lengths.max(initial=0))
@@ -411,7 +450,7 @@ class Model:
             keep.sum(axis=1).astype(np.int64),
             np.ascontiguousarray(positions),
             None if type_ids is None else np.ascontiguousarray(type_ids[flat]),
-            adapter,
+            choices,
         )
         out = np.zeros((batch, longest, kept.shape[1]), dtype=np.float32)
         out[keep] = kept
@@ -423,7 +462,7 @@ class Model:
         normalize: bool | None = None,
         pooling: str | None = None,  # noqa: A002, RUF100
         batch_size: int = 32,
-        adapter: str | None = None,
+        adapter: AdapterChoices = None,
         progress: Progress | None = None,
     ) -> NDArray[np.float32]:
         """One vector per sentence: float32 [batch, dim], in the order given; [dim] for a single text.
@@ -434,7 +473,7 @@ class Model:
             normalize: True: vectors of length 1. None: as the checkpoint's modules.json says.
             pooling: "mean", "cls", "max" or "last" token; None: as the checkpoint's files say (mean without any).
             batch_size: sentences computed together; they are sorted by length for that.
-            adapter: name given to :meth:`load_adapter`; None: the model alone.
+            adapter: as in :meth:`logits`.
             progress: called with 0..1 after every batch.
 
         """
@@ -446,6 +485,7 @@ class Model:
         if isinstance(sentences, str):
             return self.encode([sentences], normalize, pooling, batch_size, adapter, progress)[0]  # type: ignore[no-any-return]
         ids = self._sentence_ids(sentences, config)
+        choices = mixes(adapter, len(ids))
         out = np.empty((len(ids), self._facts["hidden_size"]), dtype=np.float32)
         order = sorted(
             range(len(ids)), key=lambda i: len(ids[i]), reverse=True
@@ -453,7 +493,8 @@ class Model:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             packed = pack("encode", [ids[i] for i in rows])
-            out[rows] = self._engine.embed(packed.tokens, packed.lengths, None, mode, unit, adapter)
+            chosen = choices if len(choices) == 1 else [choices[i] for i in rows]
+            out[rows] = self._engine.embed(packed.tokens, packed.lengths, None, mode, unit, chosen)
             if progress is not None:
                 progress(min(1.0, (start + len(rows)) / len(order)))
         return out
@@ -471,8 +512,18 @@ class Model:
 
     # ---- adapters
 
-    def load_adapter(self, path: str | os.PathLike[str], name: str = "default") -> None:
-        """Read a PEFT LoRA folder and keep it under ``name``, unmerged; one of that name is replaced.
+    def load_adapter(
+        self, path: str | os.PathLike[str], name: str = "default", *, pinned: bool = False, lazily: bool = False
+    ) -> None:
+        """Keep the adapter of a PEFT folder under ``name``, unmerged; one of that name is replaced.
+
+        Safe while other threads generate: calls in flight keep the adapter they began with.
+
+        Args:
+            path: folder with adapter_config.json and adapter_model.safetensors.
+            name: what calls name it by.
+            pinned: never put away for :meth:`set_adapter_budget`.
+            lazily: read it when a call first names it.
 
         Raises:
             NotFoundError: no such folder or file.
@@ -480,13 +531,29 @@ class Model:
             CorruptFileError: shapes that don't fit this model.
 
         """
-        self._engine.load_adapter(str(Path(path).expanduser()), name)
+        self._engine.load_adapter(str(Path(path).expanduser()), name, pinned, lazily)
 
     def unload_adapter(self, name: str = "default") -> None:
         """Forget an adapter. Calls in flight keep it until they end. Raises NotFoundError."""
         self._engine.unload_adapter(name)
 
+    def set_adapter_budget(self, bytes: int | None) -> None:  # noqa: A002, RUF100
+        """Memory that adapters may take together; None: no limit.
+
+        Beyond it, those used least recently are put away, pinned ones never, and read again when a call names them.
+        """
+        self._engine.set_adapter_budget(bytes or 0)
+
     @property
     def adapters(self) -> list[str]:
-        """Names of the adapters loaded."""
+        """Names of the adapters, those on disk included."""
         return self._engine.adapter_names()
+
+    @property
+    def adapter_stats(self) -> dict[str, int]:
+        """``hits`` and ``misses`` (read from the disk) of names in calls, ``put_away``; ``resident`` and their ``bytes``."""
+        return self._engine.adapter_stats()
+
+    def adapter_info(self, name: str = "default") -> dict[str, Any]:
+        """What an adapter does: its kind, bytes, and for each module what is applied there, its rank and scale."""
+        return self._engine.adapter_info(name)

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TypedDict
 
 from . import _core
+from .adapters import AdapterChoice
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -22,7 +23,7 @@ class GenerationOptions(TypedDict, total=False):
     frequency_penalty: float
     seed: int | None
     stop: str | Sequence[str]
-    adapter: str | None
+    adapter: AdapterChoice
 
 
 class Stream(Iterator[str]):

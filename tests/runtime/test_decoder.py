@@ -86,7 +86,7 @@ def test_what_no_decoder_can_be_made_of(engine):
     ):
         _core.BatchDecoder(engine, 1, 100000, None)
     with pytest.raises(errors.NotFoundError, match='there is no adapter "a"'):
-        _core.BatchDecoder(engine, 1, 4, "a")
+        _core.BatchDecoder(engine, 1, 4, [[("a", 1.0)]])
     encoder = _core.Engine.load(str(packages.minilm()), "cpu", 1, "float32", "", None)
     with pytest.raises(errors.UnsupportedError, match="this bert model writes no text"):
         _core.BatchDecoder(encoder, 1, 4, None)
