@@ -281,8 +281,9 @@ int hb_model_set_vocabulary(hb_model* model, const char* const* pieces, const si
 // --- adapters -----------------------------------------------------------------------------------------------------
 
 int hb_model_attach_adapter(hb_model* model, const char* folder, const char* name) noexcept {
-    return guarded("hb_model_attach_adapter",
-                   [&] { at(model, "model").engine->adapters().add(&at(folder, "folder"), &at(name, "name"), false, false); });
+    return guarded("hb_model_attach_adapter", [&] {
+        at(model, "model").engine->adapters().add(&at(folder, "folder"), &at(name, "name"), false, false);
+    });
 }
 
 int hb_model_detach_adapter(hb_model* model, const char* name) noexcept {

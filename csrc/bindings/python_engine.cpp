@@ -173,10 +173,10 @@ std::unique_ptr<PyGeneration> generate(const std::shared_ptr<Engine>& engine, co
 
 void bind_decoder(py::module_& m) {
     py::class_<BatchDecoder>(m, "BatchDecoder")
-        .def(py::init([](const std::shared_ptr<Engine>& engine, int64_t sequences, int64_t capacity,
-                         const NamedMixes& adapters) {
-                 return std::make_unique<BatchDecoder>(engine, sequences, capacity, find_mixes(*engine, adapters));
-             }),
+        .def(py::init(
+                 [](const std::shared_ptr<Engine>& engine, int64_t sequences, int64_t capacity, const NamedMixes& adapters) {
+                     return std::make_unique<BatchDecoder>(engine, sequences, capacity, find_mixes(*engine, adapters));
+                 }),
              py::arg("engine"), py::arg("sequences"), py::arg("capacity"), py::arg("adapters"))
         .def(
             "extend",
@@ -280,7 +280,8 @@ void bind_engine(py::module_& m) {
             [](const Engine& engine, const Tokens& tokens, const Vector<int64_t>& lengths, const NamedMixes& adapters) {
                 const std::vector<AdapterMix> mixes = find_mixes(engine, adapters);
                 const TokenBatch batch{view(tokens, "tokens"), view(lengths, "lengths"), {}, {}, mixes};
-                return matrix(batch.tokens.size(), engine.logits_size(batch), [&](float* out) { engine.logits(batch, out); });
+                return matrix(batch.tokens.size(), engine.logits_size(batch),
+                              [&](float* out) { engine.logits(batch, out); });
             },
             py::arg("tokens"), py::arg("lengths"), py::arg("adapters"))
         .def(
@@ -323,13 +324,14 @@ void bind_engine(py::module_& m) {
             [](Engine& engine, const std::string& path, const std::string& name, bool pinned, bool lazily) {
                 engine.adapters().add(path, name, pinned, lazily);
             },
-            py::arg("path"), py::arg("name"), py::arg("pinned"), py::arg("lazily"),
-            py::call_guard<py::gil_scoped_release>())
-        .def("unload_adapter", [](Engine& engine, const std::string& name) { engine.adapters().remove(name); },
-             py::arg("name"), py::call_guard<py::gil_scoped_release>())
+            py::arg("path"), py::arg("name"), py::arg("pinned"), py::arg("lazily"), py::call_guard<py::gil_scoped_release>())
+        .def(
+            "unload_adapter", [](Engine& engine, const std::string& name) { engine.adapters().remove(name); },
+            py::arg("name"), py::call_guard<py::gil_scoped_release>())
         .def("adapter_names", [](const Engine& engine) { return engine.adapters().names(); })
-        .def("set_adapter_budget", [](Engine& engine, uint64_t bytes) { engine.adapters().set_budget(bytes); },
-             py::arg("bytes"), py::call_guard<py::gil_scoped_release>())
+        .def(
+            "set_adapter_budget", [](Engine& engine, uint64_t bytes) { engine.adapters().set_budget(bytes); },
+            py::arg("bytes"), py::call_guard<py::gil_scoped_release>())
         .def("adapter_stats",
              [](const Engine& engine) {
                  const AdapterRegistry::Stats stats = engine.adapters().stats();

@@ -93,8 +93,8 @@ struct Adapters {
     std::vector<AdapterRows> rows;
 
     Adapters(Device& device, const std::vector<py::array>& a, const std::vector<py::array>& b,
-             const std::vector<float>& scales, int64_t in, int64_t out,
-             const std::optional<Array<int32_t>>& row_adapter, int64_t count) {
+             const std::vector<float>& scales, int64_t in, int64_t out, const std::optional<Array<int32_t>>& row_adapter,
+             int64_t count) {
         check(a.size() == b.size() && a.size() == scales.size(), "lora", a.size(), " matrices A, ", b.size(),
               " matrices B, ", scales.size(), " scales");
         for (size_t i = 0; i < a.size(); i++) {
@@ -104,9 +104,8 @@ struct Adapters {
                   shape_of(b[i]));
             check((a[i].flags() & py::array::c_style) != 0 && (b[i].flags() & py::array::c_style) != 0, "lora",
                   "A and B must be C-contiguous");
-            factors.emplace_back().lora =
-                device.upload_lora({a[i].data(), b[i].data(), factor_dtype(a[i], "A"), factor_dtype(b[i], "B"),
-                                    a[i].shape(0), in, out, scales[i]});
+            factors.emplace_back().lora = device.upload_lora({a[i].data(), b[i].data(), factor_dtype(a[i], "A"),
+                                                              factor_dtype(b[i], "B"), a[i].shape(0), in, out, scales[i]});
         }
         for (const LinearAdapter& each : factors) pointers.push_back(each.lora.rank > 0 ? &each : nullptr);
         assign_rows(row_adapter, count);
@@ -128,8 +127,7 @@ struct Adapters {
                   ", expected -1 to ", int64_t(factors.size()) - 1);
             if (index >= 0) lists[size_t(index)].push_back(int32_t(r));
         }
-        for (const std::vector<int32_t>& list : lists)
-            rows.push_back({list.data(), int64_t(list.size()), 1.0f});
+        for (const std::vector<int32_t>& list : lists) rows.push_back({list.data(), int64_t(list.size()), 1.0f});
     }
 };
 

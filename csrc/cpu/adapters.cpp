@@ -47,8 +47,8 @@ LoraFactors CpuDevice::upload_lora(const LoraMatrices& m) {
     return out;
 }
 
-AdapterCall::AdapterCall(const Kernels& kernels, std::span<const LinearPart> parts, std::span<const AdapterRows> adapter_rows,
-                         int64_t rows)
+AdapterCall::AdapterCall(const Kernels& kernels, std::span<const LinearPart> parts,
+                         std::span<const AdapterRows> adapter_rows, int64_t rows)
     : kernels_(kernels), rows_(rows) {
     if (rows == 0) return;
     for (size_t p = 0; p < parts.size(); p++) {
@@ -91,13 +91,13 @@ void AdapterCall::prepare(const Tensor& x, bool few_rows) {
 
 /// out [last - first][stride], columns 16 * panel ... of it: A's panel times columns first_col .. last_col of the job's rows.
 void AdapterCall::multiply(const Job& job, int64_t panel, int64_t first_col, int64_t last_col, int64_t first, int64_t last,
-                        float* out) const {
+                           float* out) const {
     const LoraFactors& f = job.adapter->lora;
     const char* a = panel_at(f.a, f.a_dtype, (panel * f.in + first_col) * kPanelRows);
     const float* x = (job.rows == nullptr ? x_.row(first) : x_.data) + first_col;
     kernels_.lora_inner[float_kind(f.a_dtype)](a, x, x_.stride, job.rows == nullptr ? nullptr : job.rows + first,
-                                               last - first, last_col - first_col, few_, f.scale * job.weight, out + panel * kPanelRows,
-                                               job.stride);
+                                               last - first, last_col - first_col, few_, f.scale * job.weight,
+                                               out + panel * kPanelRows, job.stride);
 }
 
 void AdapterCall::multiply_all(ThreadPool& pool) const {

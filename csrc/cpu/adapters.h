@@ -47,7 +47,7 @@ private:
     int64_t rows_;
     Tensor x_;
     bool few_ = false;
-    int64_t pieces_ = 1;                            // of the columns of A
+    int64_t pieces_ = 1;  // of the columns of A
     std::vector<Job> jobs_;
 };
 

@@ -4,8 +4,8 @@
 #include <cstring>
 #include <optional>
 
-#include "cpu/cpu_device.h"
 #include "cpu/adapters.h"
+#include "cpu/cpu_device.h"
 #include "cpu/memory.h"
 #include "cpu/panels.h"
 #include "cpu/quantizer.h"

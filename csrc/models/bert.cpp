@@ -115,7 +115,7 @@ Bert::Bert(Loader& loader) {
 }
 
 constexpr std::string_view kHfNames[] = {"BertModel", "BertForMaskedLM", "BertForPreTraining",
-                                          "BertForSequenceClassification", "BertForTokenClassification"};
+                                         "BertForSequenceClassification", "BertForTokenClassification"};
 constexpr std::string_view kModelTypes[] = {"bert"};
 
 std::unique_ptr<Model> load(Loader& loader) { return std::make_unique<Bert>(loader); }

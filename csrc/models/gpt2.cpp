@@ -107,7 +107,7 @@ Gpt2::Gpt2(Loader& loader) {
 }
 
 constexpr std::string_view kHfNames[] = {"GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification",
-                                          "GPT2ForTokenClassification"};
+                                         "GPT2ForTokenClassification"};
 constexpr std::string_view kModelTypes[] = {"gpt2"};
 
 std::unique_ptr<Model> load(Loader& loader) { return std::make_unique<Gpt2>(loader); }

@@ -245,7 +245,8 @@ bool Loader::output_layer(Name own, Name embedding, int64_t in, int64_t out, Tie
 void Loader::classification_head(Name name, Name pooler, int64_t hidden, Model& model) {
     if (options_.plan != nullptr) {  // no such names in GGUF files
         for (const Name& layer : {name, pooler})
-            if (!layer.hf.empty()) ignore(canonical(layer) + ".*"), ignore(hf_name("", layer.hf.substr(base_prefix_.size())) + ".*");
+            if (!layer.hf.empty())
+                ignore(canonical(layer) + ".*"), ignore(hf_name("", layer.hf.substr(base_prefix_.size())) + ".*");
         return;
     }
     model.info_.has_pooler = !pooler.hf.empty();

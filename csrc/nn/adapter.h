@@ -15,8 +15,8 @@ namespace halfbyte {
 
 /// What an adapter does to one linear layer, norm or table. At most one of `replaced`, `norm`, `table` is there.
 struct ModuleAdapter {
-    LinearAdapter linear;              ///< of a linear layer
-    Buffer input_gain;                 ///< f32 [in] or empty; multiplies what a linear layer reads ((IA)^3, feed-forward layers)
+    LinearAdapter linear;  ///< of a linear layer
+    Buffer input_gain;     ///< f32 [in] or empty; multiplies what a linear layer reads ((IA)^3, feed-forward layers)
     std::unique_ptr<Linear> replaced;  ///< a linear layer that was trained whole; `linear` comes on top
     std::unique_ptr<Norm> norm;
     std::unique_ptr<Embedding> table;  ///< a table that was trained whole

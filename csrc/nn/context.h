@@ -76,8 +76,8 @@ struct Batch {
     /// Ids; -1 - i where row i of the prompt of the adapter stands in the place of a token (prompt tuning).
     std::span<const int32_t> tokens;
     std::span<const int32_t> positions;
-    std::span<const int32_t> token_types;      ///< empty: all 0
-    std::span<const Sequence> sequences;       ///< cover rows 0 .. T-1 in order
+    std::span<const int32_t> token_types;       ///< empty: all 0
+    std::span<const Sequence> sequences;        ///< cover rows 0 .. T-1 in order
     std::span<const Adapter* const> adapters;   ///< adapters in use; empty: none
     std::span<const AdapterRows> adapter_rows;  ///< for each of them
 };

@@ -16,7 +16,8 @@ void lookup(const Context& context, const Embedding& table, std::span<const int3
         size_t end = i;
         while (end < ids.size() && ids[end] >= 0) end++;
         if (end > i)
-            context.device.embed(table.table, ids.subspan(i, end - i), out.row_range(int64_t(i), int64_t(end - i)), accumulate);
+            context.device.embed(table.table, ids.subspan(i, end - i), out.row_range(int64_t(i), int64_t(end - i)),
+                                 accumulate);
         i = end;
         while (i < ids.size() && ids[i] < 0) i++;
     }

@@ -33,7 +33,8 @@ struct Norm {
 // What a linear layer may read instead of a tensor: what a norm or an activation makes of it on the way, without a pass of its own.
 LinearInput rms_normed(const Context& context, const Norm& norm, const Tensor& x);    ///< x stays as it is
 LinearInput layer_normed(const Context& context, const Norm& norm, const Tensor& x);  ///< x stays as it is
-LinearInput layer_normed_in_place(const Context& context, const Norm& norm, const Tensor& x);  ///< x holds the normalised rows
+LinearInput layer_normed_in_place(const Context& context, const Norm& norm,
+                                  const Tensor& x);             ///< x holds the normalised rows
 LinearInput activated(Activation activation, const Tensor& x);  ///< x is undefined afterwards
 /// activation(gate) * up; gate is undefined afterwards.
 LinearInput gated(Activation activation, const Tensor& gate, const Tensor& up);

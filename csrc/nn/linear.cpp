@@ -172,8 +172,8 @@ int64_t widest(const Context& context, const Linear& layer) {
 
 void linear(const Context& context, std::initializer_list<const Linear*> layers, const LinearInput& input,
             std::initializer_list<Tensor*> ys) {
-    const bool special = std::any_of(layers.begin(), layers.end(),
-                                     [&](const Linear* layer) { return is_special(context, *layer, false); });
+    const bool special =
+        std::any_of(layers.begin(), layers.end(), [&](const Linear* layer) { return is_special(context, *layer, false); });
     Parts parts(context, layers.size());
     auto y = ys.begin();
     for (const Linear* layer : layers) {

@@ -116,8 +116,9 @@ void AdapterBuilder::add(const std::string& name, const ModuleTensors& t, float 
     if (!is_new) fail(ErrorCode::corrupt, where, " is adapted twice, under two names of the same layer");
     switch (module->kind) {
         case Module::Kind::linear:
+            add_linear(where, *module, t, scale, place->second);
             if (t.token_rows) add_token_outputs(where, *module, *t.token_rows, tokens, place->second);
-            return add_linear(where, *module, t, scale, place->second);
+            return;
         case Module::Kind::embedding: return add_embedding(where, *module, t, scale, tokens, place->second);
         case Module::Kind::norm: return add_norm(where, *module, t, place->second);
     }
@@ -138,7 +139,8 @@ void AdapterBuilder::add_linear(const std::string& where, const Module& module, 
         const int64_t found = shape.size() == 2 ? shape[turned ? 1 : 0] : 0;
         // A vocabulary and the labels of a head may have been resized; nothing else may.
         const int64_t expected = (over_vocabulary || is_head) && found > 0 ? found : features;
-        base = turned ? matrix(where, *t.weight, in, expected, "[in, out]") : matrix(where, *t.weight, expected, in, "[out, in]");
+        base = turned ? matrix(where, *t.weight, in, expected, "[in, out]")
+                      : matrix(where, *t.weight, expected, in, "[out, in]");
         if (turned) base = transposed(base, device_.host_pool());
         features = expected;
         out.replaced = std::make_unique<Linear>();
@@ -186,7 +188,8 @@ void AdapterBuilder::add_linear(const std::string& where, const Module& module, 
 void AdapterBuilder::add_embedding(const std::string& where, const Module& module, const ModuleTensors& t, float scale,
                                    std::span<const int32_t> tokens, ModuleAdapter& out) {
     if (t.a || t.b_bias || t.ia3 || t.bias)
-        fail(ErrorCode::unsupported, where, " is a table of embeddings, and the adapter has tensors of a linear layer for it");
+        fail(ErrorCode::unsupported, where,
+             " is a table of embeddings, and the adapter has tensors of a linear layer for it");
     const bool is_input = module.out_features == model_.info().vocab_size;
     const int64_t dim = module.in_features;
     int64_t count = module.out_features;
@@ -197,15 +200,15 @@ void AdapterBuilder::add_embedding(const std::string& where, const Module& modul
         base = matrix(where, *t.weight, count, dim, "[tokens, dim]");
         out.table = std::make_unique<Embedding>();
         out.table->table = device_.upload_table(base), out.table->count = count, out.table->dim = dim;
-        if (is_input) adapter_->vocab_size_ = count;
+        if (is_input) adapter_->vocab_size_ = count, input_table_ = t.weight, input_table_is_base_ = t.weight_is_base;
     }
     if (t.embedding_a) {
         const int64_t rank = t.embedding_a->shape.empty() ? 0 : t.embedding_a->shape[0];
         if (rank <= 0)
             fail(ErrorCode::corrupt, where, ": lora_embedding_A has shape ", shape_text(t.embedding_a->shape),
                  ", expected [r, tokens]");
-        const Weight a = transposed(matrix(where + " lora_embedding_A", *t.embedding_a, rank, count, "[r, tokens]"),
-                                    device_.host_pool());
+        const Weight a =
+            transposed(matrix(where + " lora_embedding_A", *t.embedding_a, rank, count, "[r, tokens]"), device_.host_pool());
         const Weight b = matrix(where + " lora_embedding_B", *t.embedding_b, dim, rank, "[dim, r]");
         out.lookup = std::make_unique<Embedding>();
         out.lookup->table = device_.upload_table(a), out.lookup->count = count, out.lookup->dim = rank;
@@ -223,8 +226,7 @@ void AdapterBuilder::add_embedding(const std::string& where, const Module& modul
             std::vector<float> gain = vector(where + " lora_magnitude_vector", *t.magnitude, dim);
             if (!t.weight) base = module.table.table;
             const std::vector<float> turned_b = decoded(transposed(b, device_.host_pool()));
-            const std::vector<float> lengths =
-                column_lengths(base, decoded(a), turned_b, rank, scale, device_.host_pool());
+            const std::vector<float> lengths = column_lengths(base, decoded(a), turned_b, rank, scale, device_.host_pool());
             for (size_t i = 0; i < gain.size(); i++) gain[i] /= lengths[i];
             out.linear.gain = to_device(gain);
         }
@@ -232,8 +234,8 @@ void AdapterBuilder::add_embedding(const std::string& where, const Module& modul
         fail(ErrorCode::corrupt, where, " has a lora_magnitude_vector, but no lora_embedding_A and B");
     }
     if (!t.token_rows) return;
-    const Weight rows = matrix(where + " trainable_tokens_delta", *t.token_rows, int64_t(tokens.size()), dim,
-                               "[trained tokens, dim]");
+    const Weight rows =
+        matrix(where + " trainable_tokens_delta", *t.token_rows, int64_t(tokens.size()), dim, "[trained tokens, dim]");
     for (size_t i = 0; i < tokens.size(); i++) {
         if (tokens[i] < 0 || tokens[i] >= count)
             fail(ErrorCode::corrupt, where, ": token ", tokens[i], " was trained, and there are ", count);
@@ -247,11 +249,12 @@ void AdapterBuilder::add_embedding(const std::string& where, const Module& modul
 
 void AdapterBuilder::add_token_outputs(const std::string& where, const Module& module, const SafetensorsEntry& rows,
                                        std::span<const int32_t> tokens, ModuleAdapter& out) {
+    const int64_t count = out.replaced ? out.replaced->out_features : module.out_features;
     for (const int32_t token : tokens)
-        if (token < 0 || token >= module.out_features)
-            fail(ErrorCode::corrupt, where, ": token ", token, " was trained, and there are ", module.out_features);
-    const Weight weight = matrix(where + " trainable_tokens_delta", rows, int64_t(tokens.size()), module.in_features,
-                                 "[trained tokens, in]");
+        if (token < 0 || token >= count)
+            fail(ErrorCode::corrupt, where, ": token ", token, " was trained, and there are ", count);
+    const Weight weight =
+        matrix(where + " trainable_tokens_delta", rows, int64_t(tokens.size()), module.in_features, "[trained tokens, in]");
     out.columns.assign(tokens.begin(), tokens.end());
     out.row_outputs = std::make_unique<Linear>();
     out.row_outputs->weight = device_.upload(weight, WeightUse::few_rows);
@@ -270,21 +273,35 @@ void AdapterBuilder::add_norm(const std::string& where, const Module& module, co
 }
 
 void AdapterBuilder::tie_output() {
-    if (!input_rows_ || !model_.info().tied_output) return;
+    if (!model_.info().tied_output) return;
+    const bool resized = input_table_ && input_table_->shape[0] != model_.info().vocab_size;
     for (size_t i = 0; i < model_.modules().size(); i++) {
         const Module& module = model_.modules()[i];
         if (module.kind != Module::Kind::linear || module.out_features != model_.info().vocab_size) continue;
+        const std::string where = concat(where_, ": '", module.name, "'");
+        const auto found = adapter_->modules_.find(int(i));
+        const bool has_own = found != adapter_->modules_.end() && found->second.replaced;
+        if (resized && !has_own) {
+            if (!input_table_is_base_ || found != adapter_->modules_.end())
+                fail(ErrorCode::unsupported, where, " shares the table of the embedding, which was resized to ",
+                     input_table_->shape[0],
+                     " tokens, and its own rows for them are not in the file; save it with "
+                     "save_embedding_layers=True or name it in modules_to_save");
+            ModuleTensors table;
+            table.weight = input_table_;
+            add(module.name, table, 1, {});
+        }
+        if (!input_rows_) continue;
         ModuleAdapter& out = adapter_->modules_[int(i)];
-        if (out.columns.empty())
-            add_token_outputs(concat(where_, ": '", module.name, "'"), module, *input_rows_, input_tokens_, out);
+        if (out.columns.empty()) add_token_outputs(where, module, *input_rows_, input_tokens_, out);
     }
 }
 
 // --- what stands in front of the tokens ---------------------------------------------------------------------------
 
 void AdapterBuilder::set_prompt(const SafetensorsEntry& rows, int64_t tokens) {
-    const Weight weight = matrix(where_ + ": 'prompt_embeddings'", rows, tokens, model_.info().hidden_size,
-                                 "[virtual tokens, hidden size]");
+    const Weight weight =
+        matrix(where_ + ": 'prompt_embeddings'", rows, tokens, model_.info().hidden_size, "[virtual tokens, hidden size]");
     adapter_->prompt_ = std::make_unique<Embedding>();
     adapter_->prompt_->table = device_.upload_table(weight);
     adapter_->prompt_->count = tokens, adapter_->prompt_->dim = weight.cols;

@@ -22,8 +22,9 @@ struct ModuleTensors {
     std::optional<SafetensorsEntry> embedding_a, embedding_b;  ///< [r, vocabulary], [dim, r]
     std::optional<SafetensorsEntry> magnitude;                 ///< DoRA: [out]; of an embedding [dim]
     std::optional<SafetensorsEntry> weight, bias;              ///< trained whole, in the model's shape or with other rows
-    std::optional<SafetensorsEntry> ia3;                       ///< [out, 1], or [1, in] of what a layer reads
-    std::optional<SafetensorsEntry> token_rows;                ///< [tokens, dim]
+    bool weight_is_base = false;                 ///< `weight` is what the model was given, not what was trained
+    std::optional<SafetensorsEntry> ia3;         ///< [out, 1], or [1, in] of what a layer reads
+    std::optional<SafetensorsEntry> token_rows;  ///< [tokens, dim]
 };
 
 class AdapterBuilder {
@@ -39,7 +40,7 @@ public:
     void set_prompt(const SafetensorsEntry& rows, int64_t tokens);
     void set_prefix(const SafetensorsEntry& rows, int64_t tokens);
     void set_invocation(std::vector<int32_t> tokens) { adapter_->invocation_tokens_ = std::move(tokens); }
-    /// What was done to the input embedding's rows or table is done to an output layer that shares them.
+    /// An output layer that shares the table of the input embedding follows what was done to its rows and its size.
     void tie_output();
     bool has(std::string_view module) const;  ///< a module of the model that has a weight: "lm_head", "layers.0.mlp.up_proj"
 
@@ -47,7 +48,8 @@ public:
 
 private:
     const Module* find(const std::string& module) const;
-    Weight matrix(const std::string& where, const SafetensorsEntry& entry, int64_t rows, int64_t cols, const char* meaning) const;
+    Weight matrix(const std::string& where, const SafetensorsEntry& entry, int64_t rows, int64_t cols,
+                  const char* meaning) const;
     std::vector<float> vector(const std::string& where, const SafetensorsEntry& entry, int64_t size) const;
     Buffer to_device(std::span<const float> values) const;
     void add_linear(const std::string& where, const Module& module, const ModuleTensors& tensors, float scale,
@@ -65,7 +67,9 @@ private:
     Device& device_;
     std::unordered_map<std::string_view, int> index_;
     std::shared_ptr<Adapter> adapter_;
-    std::optional<SafetensorsEntry> input_rows_;  // token_rows of the input embedding, for tie_output()
+    // Of the input embedding, for tie_output():
+    std::optional<SafetensorsEntry> input_rows_, input_table_;
+    bool input_table_is_base_ = false;
     std::vector<int32_t> input_tokens_;
 };
 

@@ -22,8 +22,8 @@ void merged_row(const Weight& w, int64_t row, const float* left, std::span<const
 
 }  // namespace
 
-std::vector<float> row_lengths(const Weight& w, std::span<const float> a, std::span<const float> b, int64_t rank, float scale,
-                               ThreadPool& pool) {
+std::vector<float> row_lengths(const Weight& w, std::span<const float> a, std::span<const float> b, int64_t rank,
+                               float scale, ThreadPool& pool) {
     std::vector<float> lengths(static_cast<size_t>(w.rows));
     pool.parallel_for(w.rows, 16, [&](int64_t first, int64_t last) {
         std::vector<float> row(static_cast<size_t>(w.cols));

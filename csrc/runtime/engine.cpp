@@ -71,10 +71,10 @@ std::shared_ptr<Engine> Engine::load(const std::filesystem::path& path, const En
     engine->cache_dtype_ = options.kv_cache.value_or(engine->device_->cache_dtype());
     const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(path);
     engine->model_ = load_model(*checkpoint, *engine->device_, {options.quantize, options.output_layer, options.progress});
-    engine->adapters_ = std::make_unique<AdapterRegistry>(
-        [model = engine->model_.get(), device = engine->device_](const std::filesystem::path& folder, const std::string& name) {
-            return read_peft_adapter(folder, name, *model, *device);
-        });
+    engine->adapters_ = std::make_unique<AdapterRegistry>([model = engine->model_.get(), device = engine->device_](
+                                                              const std::filesystem::path& folder, const std::string& name) {
+        return read_peft_adapter(folder, name, *model, *device);
+    });
     engine->format_ = checkpoint->format();
     engine->path_ = path.string();
     engine->load_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -199,8 +199,9 @@ void Engine::run(const TokenBatch& batch, FunctionRef<void(const Chunk&)> consum
         // Keys and values that nobody computes come first in a cache.
         std::unique_ptr<KvCache> cache;
         if (has_prefix) {
-            cache = std::make_unique<KvCache>(*device_, KvFormat{DType::f32, info().layers, info().kv_heads, info().head_dim},
-                                              int64_t(sequences.size()), most_keys);
+            cache =
+                std::make_unique<KvCache>(*device_, KvFormat{DType::f32, info().layers, info().kv_heads, info().head_dim},
+                                          int64_t(sequences.size()), most_keys);
             for (size_t i = 0; i < sequences.size(); i++) {
                 sequences[i].first_key = int64_t(i) * cache->capacity();
                 if (mixes[i] != nullptr) store_prefix(*device_, *mixes[i], sequences[i].first_key, *cache);

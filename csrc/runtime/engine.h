@@ -58,8 +58,8 @@ struct TokenBatch {
 struct GenerateOptions {
     int64_t max_tokens = 256;  ///< stops with "length" here, or where the context is full
     SamplingOptions sampling;
-    std::vector<std::string> stop;           ///< needs a vocabulary (Engine::set_vocabulary)
-    std::vector<int32_t> stop_tokens;        ///< end-of-sequence ids; not part of the output
+    std::vector<std::string> stop;     ///< needs a vocabulary (Engine::set_vocabulary)
+    std::vector<int32_t> stop_tokens;  ///< end-of-sequence ids; not part of the output
     AdapterMix adapter;
 };
 
@@ -155,8 +155,7 @@ private:
         bool has_virtual;                           // there is a row of an adapter
     };
     /// f(rows of hidden, context for them, first of them) for those that are the batch's own, at most `most` at a time.
-    void for_real_rows(const Chunk& chunk, int64_t most,
-                       FunctionRef<void(const Context&, const Tensor&, int64_t)> f) const;
+    void for_real_rows(const Chunk& chunk, int64_t most, FunctionRef<void(const Context&, const Tensor&, int64_t)> f) const;
     Engine() = default;
     void check(const TokenBatch& batch) const;
     /// Runs the whole batch, as many sequences at a time as memory should be spent on.

@@ -21,9 +21,9 @@ public:
     /// of its tensors. Error corrupt where the config says another rank or the scale is no finite number.
     float scale(const std::string& module, int64_t rank) const;
     bool dora() const { return dora_; }
-    bool lora_bias() const { return lora_bias_; }                                               ///< B has a bias
-    bool has_biases() const { return biases_; }                                                 ///< `bias` is not "none"
-    const std::vector<int32_t>& invocation_tokens() const { return invocation_tokens_; }        ///< of an aLoRA, else empty
+    bool lora_bias() const { return lora_bias_; }                                         ///< B has a bias
+    bool has_biases() const { return biases_; }                                           ///< `bias` is not "none"
+    const std::vector<int32_t>& invocation_tokens() const { return invocation_tokens_; }  ///< of an aLoRA, else empty
 
 private:
     struct Fields;

@@ -1,5 +1,6 @@
 #include "runtime/peft.h"
 
+#include <cstring>
 #include <iterator>
 #include <map>
 #include <string_view>
@@ -19,8 +20,8 @@ using Entry = std::optional<SafetensorsEntry>;
 /// What the end of a tensor's name says about it. The first that fits counts.
 struct Suffix {
     std::string_view text;
-    Entry ModuleTensors::*member;
-    PeftKind kind;   // of the adapters that have it; others must not
+    Entry ModuleTensors::* member;
+    PeftKind kind;     // of the adapters that have it; others must not
     bool any = false;  // all kinds may have it
 };
 constexpr Suffix kSuffixes[] = {
@@ -39,6 +40,8 @@ constexpr Suffix kSuffixes[] = {
     {".token_adapter.base_layer.weight", &ModuleTensors::weight, PeftKind::lora, true},
     {".base_layer.weight", &ModuleTensors::weight, PeftKind::lora, true},
     {".base_layer.bias", &ModuleTensors::bias, PeftKind::lora, true},
+    {".modules_to_save.weight", &ModuleTensors::weight, PeftKind::lora, true},
+    {".modules_to_save.bias", &ModuleTensors::bias, PeftKind::lora, true},
     {".weight", &ModuleTensors::weight, PeftKind::lora, true},
     {".bias", &ModuleTensors::bias, PeftKind::lora, true},
 };
@@ -48,6 +51,10 @@ const Suffix* suffix_of(std::string_view name, PeftKind kind) {
         if (name.ends_with(suffix.text) && name.size() > suffix.text.size())
             return suffix.any || suffix.kind == kind ? &suffix : nullptr;
     return nullptr;
+}
+
+bool same_bytes(const SafetensorsEntry& a, const SafetensorsEntry& b) {
+    return a.dtype == b.dtype && a.shape == b.shape && std::memcmp(a.bytes.data, b.bytes.data, a.bytes.bytes) == 0;
 }
 
 bool is_prompt(PeftKind kind) { return kind == PeftKind::prompt || kind == PeftKind::prefix; }
@@ -60,11 +67,13 @@ bool is_prompt(PeftKind kind) { return kind == PeftKind::prompt || kind == PeftK
 /// Fields of a LoRA's config that must agree with its tensors.
 void check_lora(const LoraConfig& config, const std::string& where, const ModuleTensors& t) {
     if (t.magnitude.has_value() != config.dora() && (t.a || t.embedding_a))
-        fail(ErrorCode::corrupt, where, config.dora() ? " has no lora_magnitude_vector, and use_dora is true"
-                                                      : " has a lora_magnitude_vector, and use_dora is not true");
+        fail(ErrorCode::corrupt, where,
+             config.dora() ? " has no lora_magnitude_vector, and use_dora is true"
+                           : " has a lora_magnitude_vector, and use_dora is not true");
     if (t.a && t.b_bias.has_value() != config.lora_bias())
-        fail(ErrorCode::corrupt, where, config.lora_bias() ? ": lora_B has no bias, and lora_bias is true"
-                                                           : ": lora_B has a bias, and lora_bias is not true");
+        fail(ErrorCode::corrupt, where,
+             config.lora_bias() ? ": lora_B has no bias, and lora_bias is true"
+                                : ": lora_B has a bias, and lora_bias is not true");
     if (t.bias && !t.weight && !config.has_biases())
         fail(ErrorCode::corrupt, where, " has a bias, and the field 'bias' of the config is \"none\"");
 }
@@ -106,9 +115,14 @@ std::shared_ptr<const Adapter> bind_peft_adapter(const PeftConfig& config, const
         const std::string_view rest = std::string_view(tensor).substr(tensor.starts_with(prefix) ? prefix.size() : 0);
         const Suffix* suffix = suffix_of(rest, config.kind);
         if (suffix == nullptr || rest.size() == tensor.size()) fail_tensor(where, tensor, config.type);
-        Entry& place = modules[std::string(rest.substr(0, rest.size() - suffix->text.size()))].*suffix->member;
-        if (place) fail(ErrorCode::corrupt, where, ": the tensor '", tensor, "' is there twice, under two names");
+        // save_embedding_layers=True saves a module of modules_to_save a second time, beside what it was before the training.
+        if (rest.ends_with(".original_module.weight") || rest.ends_with(".original_module.bias")) continue;
+        ModuleTensors& module = modules[std::string(rest.substr(0, rest.size() - suffix->text.size()))];
+        Entry& place = module.*suffix->member;
+        if (place && !same_bytes(*place, entry))
+            fail(ErrorCode::corrupt, where, ": the tensor '", tensor, "' is there twice, under two names, and differs");
         place = entry;
+        if (suffix->text.ends_with(".base_layer.weight")) module.weight_is_base = true;
     }
     bool has_tokens = false;
     for (const auto& [module, t] : modules) {
@@ -118,7 +132,7 @@ std::shared_ptr<const Adapter> bind_peft_adapter(const PeftConfig& config, const
         if (config.lora) {
             check_lora(*config.lora, of, t);
             const Entry& a = t.a ? t.a : t.embedding_a;
-            if (a && !a->shape.empty() && a->shape[0] > 0) scale = config.lora->scale(module, a->shape[0]);
+            if (a && a->shape.size() == 2 && a->shape[0] > 0) scale = config.lora->scale(module, a->shape[0]);
         }
         const std::vector<int32_t> tokens = t.token_rows ? config.token_indices(module) : std::vector<int32_t>();
         builder.add(module, t, scale, tokens);

@@ -29,11 +29,13 @@ struct KindName {
     std::string_view type;
     PeftKind kind;
 };
-constexpr KindName kKinds[] = {
-    {"LORA", PeftKind::lora},           {"IA3", PeftKind::ia3},
-    {"LN_TUNING", PeftKind::ln_tuning}, {"TRAINABLE_TOKENS", PeftKind::trainable_tokens},
-    {"PROMPT_TUNING", PeftKind::prompt}, {"P_TUNING", PeftKind::prompt},
-    {"PREFIX_TUNING", PeftKind::prefix}};
+constexpr KindName kKinds[] = {{"LORA", PeftKind::lora},
+                               {"IA3", PeftKind::ia3},
+                               {"LN_TUNING", PeftKind::ln_tuning},
+                               {"TRAINABLE_TOKENS", PeftKind::trainable_tokens},
+                               {"PROMPT_TUNING", PeftKind::prompt},
+                               {"P_TUNING", PeftKind::prompt},
+                               {"PREFIX_TUNING", PeftKind::prefix}};
 
 // Fields of the kinds other than LoRA that say how to train, or that the names, shapes and values of the tensors already say.
 constexpr std::string_view kNoEffect[] = {
@@ -68,17 +70,20 @@ PeftConfig::PeftConfig(std::string_view text, std::string where) {
     const auto count = [&](const json& value, std::string_view what, int64_t least) {
         if (!value.is_number_integer() || value.get<double>() < double(least) ||
             value.get<double>() > double(std::numeric_limits<int32_t>::max()))
-            fail(ErrorCode::corrupt, where, ": '", what, "' must be a whole number from ", least, " on, found ", shown(value));
+            fail(ErrorCode::corrupt, where, ": '", what, "' must be a whole number from ", least, " on, found ",
+                 shown(value));
         return value.get<int32_t>();
     };
     const auto tokens = [&](const json& list, std::string_view what) {
-        if (!list.is_array()) fail(ErrorCode::corrupt, where, ": '", what, "' must be a list of tokens, found ", shown(list));
+        if (!list.is_array())
+            fail(ErrorCode::corrupt, where, ": '", what, "' must be a list of tokens, found ", shown(list));
         std::vector<int32_t> ids;
         for (const json& id : list) ids.push_back(count(id, what, 0));
         return ids;
     };
     if (const json modules = field("modules_to_save"); !modules.is_null()) {
-        if (!modules.is_array()) fail(ErrorCode::corrupt, where, ": 'modules_to_save' must be a list, found ", shown(modules));
+        if (!modules.is_array())
+            fail(ErrorCode::corrupt, where, ": 'modules_to_save' must be a list, found ", shown(modules));
         for (const json& module : modules) {
             if (!module.is_string())
                 fail(ErrorCode::corrupt, where, ": 'modules_to_save' must hold names, found ", shown(module));

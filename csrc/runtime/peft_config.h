@@ -25,7 +25,7 @@ public:
     std::string type;                ///< peft_type: "LORA", "P_TUNING", ...
     std::optional<LoraConfig> lora;  ///< of PeftKind::lora
     int64_t virtual_tokens = 0;      ///< of prompts and prefixes
-    bool tied_weights = false;       ///< ensure_weight_tying: what is trained of the embedding holds for a tied output layer, too
+    bool tied_weights = false;  ///< ensure_weight_tying: what is trained of the embedding holds for a tied output layer, too
     std::vector<std::string> modules_to_save;
 
     /// Tokens whose rows of `module` were trained, in the order of the tensor; empty: none.

@@ -242,7 +242,9 @@ class Engine:
     @property
     def parallel_regions(self) -> int:
         """Work that was shared among threads so far, each a fork and a join."""
-    def logits(self, tokens: NDArray[np.int32], lengths: NDArray[np.int64], adapters: list[Mix] | None) -> NDArray[np.float32]:
+    def logits(
+        self, tokens: NDArray[np.int32], lengths: NDArray[np.int64], adapters: list[Mix] | None
+    ) -> NDArray[np.float32]:
         """[total, vocab]"""
     def hidden_states(
         self,

@@ -387,7 +387,8 @@ class Model:
         """Scores of classes, before any softmax: float32 [batch, labels].
 
         The head is the checkpoint's (``...ForSequenceClassification``, ``...ForTokenClassification``) or comes with the
-        adapter. It reads the first token of a sequence, through the pooler, in an encoder, and the last one in a decoder.
+        adapter. It reads the first token of a sequence, through the pooler, in an encoder, and the last one in a
+        decoder.
 
         Args:
             inputs: texts (special tokens are added) or lists of token ids (taken as they are).
@@ -551,7 +552,7 @@ class Model:
 
     @property
     def adapter_stats(self) -> dict[str, int]:
-        """``hits`` and ``misses`` (read from the disk) of names in calls, ``put_away``; ``resident`` and their ``bytes``."""
+        """How often names in calls were ``hits`` and ``misses`` (read from the disk); ``put_away``, ``resident``, ``bytes``."""
         return self._engine.adapter_stats()
 
     def adapter_info(self, name: str = "default") -> dict[str, Any]:
