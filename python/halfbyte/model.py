@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core, pooling
-from .adapters import AdapterChoice, AdapterChoices, mix, mixes
+from .adapters import AdapterChoice, AdapterChoices, AdapterMethods, mix, mixes
 from .chat import Message, render
 from .errors import InvalidArgumentError, NotFoundError, UnsupportedError
 from .gguf_tokenizer import load_gguf_tokenizer
@@ -78,7 +78,7 @@ def load(
     return Model(engine, location)
 
 
-class Model:
+class Model(AdapterMethods):
     """A checkpoint ready to run. Safe to use from many threads at once; made by :func:`load`."""
 
     def __init__(self, engine: _core.Engine, path: Path) -> None:
@@ -200,8 +200,8 @@ class Model:
             frequency_penalty: subtracted from the logits of tokens in the output, for each time that they occur.
             seed: the same seed gives the same text; None: another each time.
             stop: strings that end the text; they aren't part of it.
-            adapter: name given to :meth:`load_adapter`, or {name: weight, ...} for the weighted sum of LoRA adapters; None:
-                the model alone.
+            adapter: name given to :meth:`load_adapter`, or {name: weight, ...} for the weighted sum of LoRA adapters;
+                None: the model alone.
             stream: True: return a :class:`Stream`, an iterator of pieces of text as they become certain.
 
         Raises:
@@ -369,8 +369,8 @@ class Model:
 
         Args:
             token_lists: a rectangle, or lists that differ in length.
-            adapter: as in :meth:`generate`, or a list with one for each sequence. An adapter with a vocabulary of its own
-                has so many columns; beside it, sequences of a smaller one are filled up with -inf.
+            adapter: as in :meth:`generate`, or a list with one for each sequence. An adapter with a vocabulary of its
+                own has so many columns; beside it, sequences of a smaller one are filled up with -inf.
 
         """
         packed = pack("logits: token_lists", token_lists)
@@ -510,51 +510,3 @@ class Model:
             texts = [text.lower() for text in texts]
         limits = (config.max_seq_length or self.tokenizer.settings.max_length, self._facts["max_positions"])
         return self.tokenizer.encode_batch(texts, max_length=min((n for n in limits if n), default=None))
-
-    # ---- adapters
-
-    def load_adapter(
-        self, path: str | os.PathLike[str], name: str = "default", *, pinned: bool = False, lazily: bool = False
-    ) -> None:
-        """Keep the adapter of a PEFT folder under ``name``, unmerged; one of that name is replaced.
-
-        Safe while other threads generate: calls in flight keep the adapter they began with.
-
-        Args:
-            path: folder with adapter_config.json and adapter_model.safetensors.
-            name: what calls name it by.
-            pinned: never put away for :meth:`set_adapter_budget`.
-            lazily: read it when a call first names it.
-
-        Raises:
-            NotFoundError: no such folder or file.
-            UnsupportedError: a field or tensor that halfbyte can't apply exactly; the text names it.
-            CorruptFileError: shapes that don't fit this model.
-
-        """
-        self._engine.load_adapter(str(Path(path).expanduser()), name, pinned, lazily)
-
-    def unload_adapter(self, name: str = "default") -> None:
-        """Forget an adapter. Calls in flight keep it until they end. Raises NotFoundError."""
-        self._engine.unload_adapter(name)
-
-    def set_adapter_budget(self, bytes: int | None) -> None:  # noqa: A002, RUF100
-        """Memory that adapters may take together; None: no limit.
-
-        Beyond it, those used least recently are put away, pinned ones never, and read again when a call names them.
-        """
-        self._engine.set_adapter_budget(bytes or 0)
-
-    @property
-    def adapters(self) -> list[str]:
-        """Names of the adapters, those on disk included."""
-        return self._engine.adapter_names()
-
-    @property
-    def adapter_stats(self) -> dict[str, int]:
-        """How often names in calls were ``hits`` and ``misses`` (read from the disk); ``put_away``, ``resident``, ``bytes``."""
-        return self._engine.adapter_stats()
-
-    def adapter_info(self, name: str = "default") -> dict[str, Any]:
-        """What an adapter does: its kind, bytes, and for each module what is applied there, its rank and scale."""
-        return self._engine.adapter_info(name)
