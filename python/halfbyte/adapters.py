@@ -17,7 +17,7 @@ Mix = list[tuple[str, float]]
 
 AdapterChoice = str | Mapping[str, float] | None
 """None: the model alone; a name given to ``load_adapter``; or {name: weight, ...}: the weighted sum of LoRA adapters,
-W x + sum of weight * scale * B (A x), which is what peft's ``add_weighted_adapter(..., combination_type="cat")`` makes."""
+W x + sum of weight * scale * B (A x), as peft's ``add_weighted_adapter(..., combination_type="cat")`` does."""
 
 AdapterChoices = AdapterChoice | Sequence[AdapterChoice]
 """One choice for all sequences of a call, or a list with one for each."""
