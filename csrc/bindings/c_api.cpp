@@ -22,7 +22,7 @@ struct hb_model {
 
 struct hb_generate_options {
     GenerateOptions generate;
-    std::optional<std::string> adapter;
+    std::vector<std::pair<std::string, float>> adapters;  // name, weight
 };
 
 struct hb_generation {
@@ -148,7 +148,9 @@ Generation start(const hb_model* model, const int32_t* prompt, size_t size, cons
     GenerateOptions copy;
     if (options != nullptr) {
         copy = options->generate;
-        if (options->adapter) copy.adapter = AdapterMix(engine->adapters().get(*options->adapter));
+        std::vector<AdapterMix::Part> parts;
+        for (const auto& [name, weight] : options->adapters) parts.push_back({engine->adapters().get(name), weight});
+        copy.adapter = AdapterMix(std::move(parts));
     }
     return Generation(engine, tokens, std::move(copy));
 }
@@ -286,11 +288,37 @@ int hb_model_attach_adapter(hb_model* model, const char* folder, const char* nam
     });
 }
 
+int hb_model_register_adapter(hb_model* model, const char* folder, const char* name, int pinned) noexcept {
+    return guarded("hb_model_register_adapter", [&] {
+        at(model, "model").engine->adapters().add(&at(folder, "folder"), &at(name, "name"), pinned != 0, true);
+    });
+}
+
+int hb_model_set_adapter_budget(hb_model* model, uint64_t bytes) noexcept {
+    return guarded("hb_model_set_adapter_budget", [&] { at(model, "model").engine->adapters().set_budget(bytes); });
+}
+
+int hb_model_adapter_stats(const hb_model* model, uint64_t* hits, uint64_t* misses, uint64_t* bytes) noexcept {
+    return guarded("hb_model_adapter_stats", [&] {
+        const AdapterRegistry::Stats stats = at(model, "model").engine->adapters().stats();
+        if (hits != nullptr) *hits = stats.hits;
+        if (misses != nullptr) *misses = stats.misses;
+        if (bytes != nullptr) *bytes = stats.bytes;
+    });
+}
+
 int hb_model_detach_adapter(hb_model* model, const char* name) noexcept {
     return guarded("hb_model_detach_adapter", [&] { at(model, "model").engine->adapters().remove(&at(name, "name")); });
 }
 
 // --- whole sequences ----------------------------------------------------------------------------------------------
+
+int hb_logits_size(const hb_model* model, const char* adapter, size_t* size) noexcept {
+    return guarded("hb_logits_size", [&] {
+        const Call call(model, nullptr, nullptr, nullptr, 0, adapter);
+        at(size, "the pointer to the result") = size_t(call.engine.logits_size(call.batch));
+    });
+}
 
 int hb_logits(const hb_model* model, const int32_t* tokens, const size_t* lengths, size_t sequences, const char* adapter,
               float* out, size_t out_size) noexcept {
@@ -317,6 +345,22 @@ int hb_embed(const hb_model* model, const int32_t* tokens, const int32_t* token_
         const Call call(model, tokens, token_types, lengths, sequences, adapter);
         call.engine.embed(call.batch, parse_pooling(&at(pooling, "pooling")), normalize != 0,
                           call.out(out, out_size, sequences, call.engine.info().hidden_size));
+    });
+}
+
+int hb_labels(const hb_model* model, const char* adapter, size_t* labels) noexcept {
+    return guarded("hb_labels", [&] {
+        const Call call(model, nullptr, nullptr, nullptr, 0, adapter);
+        at(labels, "the pointer to the result") = size_t(call.engine.labels(call.batch));
+    });
+}
+
+int hb_classify(const hb_model* model, const int32_t* tokens, const int32_t* token_types, const size_t* lengths,
+                size_t sequences, int per_token, const char* adapter, float* out, size_t out_size) noexcept {
+    return guarded("hb_classify", [&] {
+        const Call call(model, tokens, token_types, lengths, sequences, adapter);
+        const size_t rows = per_token != 0 ? call.batch.tokens.size() : sequences;
+        call.engine.classify(call.batch, per_token != 0, call.out(out, out_size, rows, call.engine.labels(call.batch)));
     });
 }
 
@@ -380,12 +424,15 @@ int hb_generate_options_add_stop_text(hb_generate_options* options, const char* 
 
 int hb_generate_options_set_adapter(hb_generate_options* options, const char* name) noexcept {
     return guarded("hb_generate_options_set_adapter", [&] {
-        std::optional<std::string>& adapter = at(options, "options").adapter;
-        if (name == nullptr)
-            adapter.reset();
-        else
-            adapter = name;
+        std::vector<std::pair<std::string, float>>& adapters = at(options, "options").adapters;
+        adapters.clear();
+        if (name != nullptr) adapters.emplace_back(name, 1.0f);
     });
+}
+
+int hb_generate_options_add_adapter(hb_generate_options* options, const char* name, float weight) noexcept {
+    return guarded("hb_generate_options_add_adapter",
+                   [&] { at(options, "options").adapters.emplace_back(&at(name, "name"), weight); });
 }
 
 int hb_generate(const hb_model* model, const int32_t* prompt, size_t prompt_size, const hb_generate_options* options,
