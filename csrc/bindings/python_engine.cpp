@@ -112,9 +112,10 @@ py::dict adapter_info(const Engine& engine, const std::string& name) {
     }
     const std::vector<Module>& all = engine.model().modules();
     py::list modules;
-    for (const auto& [index, m] : adapter->modules()) {
+    for (const auto& [place, m] : adapter->modules()) {
         py::dict entry;
-        entry["name"] = all[size_t(index)].name;
+        entry["name"] = all[size_t(place.second)].name;
+        if (place.first >= 0) entry["pass"] = place.first;
         py::list does;
         const LoraFactors& lora = m.linear.lora;
         if (m.replaced || m.table || m.norm) does.append("weights");
@@ -139,6 +140,7 @@ py::dict adapter_info(const Engine& engine, const std::string& name) {
     out["invocation_tokens"] = adapter->invocation_tokens();
     out["vocab_size"] = adapter->vocab_size();
     out["labels"] = adapter->labels();
+    out["layers"] = adapter->layers();
     out["modules"] = modules;
     return out;
 }

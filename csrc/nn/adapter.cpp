@@ -15,21 +15,21 @@ bool ModuleAdapter::is_sum() const {
            columns.empty();
 }
 
-const ModuleAdapter* Adapter::find(int module) const {
-    const auto found = modules_.find(module);
+const ModuleAdapter* Adapter::find(int module, int64_t pass) const {
+    const auto found = modules_.find({pass, module});
     return found == modules_.end() ? nullptr : &found->second;
 }
 
 bool Adapter::is_sum() const {
-    for (const auto& [index, module] : modules_)
+    for (const auto& [place, module] : modules_)
         if (!module.is_sum()) return false;
-    return !prompt_ && prefix_.tokens == 0 && invocation_tokens_.empty();
+    return layers_.empty() && !prompt_ && prefix_.tokens == 0 && invocation_tokens_.empty();
 }
 
 size_t Adapter::bytes() const {
     size_t total = bytes_of(prompt_.get());
     for (const auto& [keys, values] : prefix_.layers) total += keys.bytes + values.bytes;
-    for (const auto& [index, m] : modules_) {
+    for (const auto& [place, m] : modules_) {
         total += m.linear.lora.a.bytes + m.linear.lora.b.bytes + m.linear.gain.bytes + m.linear.shift.bytes +
                  m.input_gain.bytes + bytes_of(m.replaced.get()) + bytes_of(m.norm.get()) + bytes_of(m.table.get()) +
                  bytes_of(m.lookup.get()) + bytes_of(m.rows.get()) + bytes_of(m.row_outputs.get());

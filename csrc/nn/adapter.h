@@ -48,9 +48,13 @@ public:
     const std::string& name() const { return name_; }
     const std::string& kind() const { return kind_; }  ///< PEFT's peft_type: "LORA", "IA3", ...
 
+    /// Of a module: its index, and in a model whose layers the adapter repeats, which of the repetitions (Context::pass).
+    using Place = std::pair<int64_t, int>;  // pass, module
     /// What it does to module index `module`; null if nothing.
-    const ModuleAdapter* find(int module) const;
-    const std::map<int, ModuleAdapter>& modules() const { return modules_; }
+    const ModuleAdapter* find(int module, int64_t pass) const;
+    const std::map<Place, ModuleAdapter>& modules() const { return modules_; }
+    /// Layers of the model in the order in which they run (layer_replication); empty: each once.
+    const std::vector<int32_t>& layers() const { return layers_; }
     /// Prompts in front of every sequence as rows of the embedding, [tokens, hidden] (prompt tuning); null: none.
     const Embedding* prompt() const { return prompt_.get(); }
     const Prefix* prefix() const { return prefix_.tokens > 0 ? &prefix_ : nullptr; }
@@ -68,7 +72,8 @@ public:
 private:
     friend class AdapterBuilder;
     std::string name_, kind_ = "LORA";
-    std::map<int, ModuleAdapter> modules_;
+    std::map<Place, ModuleAdapter> modules_;
+    std::vector<int32_t> layers_;
     std::unique_ptr<Embedding> prompt_;
     Prefix prefix_;
     std::vector<int32_t> invocation_tokens_;

@@ -8,9 +8,9 @@ namespace halfbyte {
 
 /// True if `which` holds for what any adapter of the batch does to a module.
 template <class F>
-bool changes(const Batch& batch, int module, F which) {
-    for (const Adapter* adapter : batch.adapters)
-        if (const ModuleAdapter* m = adapter->find(module); m != nullptr && which(*m)) return true;
+bool changes(const Context& context, int module, F which) {
+    for (const Adapter* adapter : context.batch.adapters)
+        if (const ModuleAdapter* m = adapter->find(module, context.pass); m != nullptr && which(*m)) return true;
     return false;
 }
 
@@ -28,9 +28,10 @@ void for_runs(const AdapterRows& of, int64_t total, F f) {
 
 /// f(what the adapter does to the module, first row, rows) for every adapter of the batch that changes the module.
 template <class F>
-void for_changed_rows(const Batch& batch, int module, int64_t total, F f) {
+void for_changed_rows(const Context& context, int module, int64_t total, F f) {
+    const Batch& batch = context.batch;
     for (size_t i = 0; i < batch.adapters.size(); i++) {
-        const ModuleAdapter* m = batch.adapters[i]->find(module);
+        const ModuleAdapter* m = batch.adapters[i]->find(module, context.pass);
         if (m == nullptr) continue;
         for_runs(batch.adapter_rows[i], total, [&](int64_t first, int64_t count) { f(*m, first, count); });
     }

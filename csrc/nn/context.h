@@ -80,6 +80,7 @@ struct Batch {
     std::span<const Sequence> sequences;        ///< cover rows 0 .. T-1 in order
     std::span<const Adapter* const> adapters;   ///< adapters in use; empty: none
     std::span<const AdapterRows> adapter_rows;  ///< for each of them
+    std::span<const int32_t> layers = {};       ///< the layers to run, one after the other; empty: each once, in order
 };
 
 struct Context {
@@ -87,7 +88,11 @@ struct Context {
     Workspace& workspace;
     const Batch& batch;
     KvCache* cache = nullptr;  ///< null for encoders
+    int64_t pass = -1;  ///< where Batch::layers says which layers run: the how manieth of them this is; -1 outside of layers
 
+    int64_t layers(int64_t own) const { return batch.layers.empty() ? own : int64_t(batch.layers.size()); }
+    int64_t layer(int64_t i) const { return batch.layers.empty() ? i : batch.layers[size_t(i)]; }
+    Context in_layer(int64_t i) const { return {device, workspace, batch, cache, batch.layers.empty() ? -1 : i}; }
     Tensor tensor(int64_t rows, int64_t cols) const { return workspace.tensor(rows, cols); }
     int64_t tokens() const { return int64_t(batch.tokens.size()); }
 };

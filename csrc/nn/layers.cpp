@@ -48,9 +48,9 @@ void adapt_rows(const Context& context, const ModuleAdapter& m, float weight, st
 template <class F>
 void norm_rows(const Context& context, const Norm& norm, const Tensor& x, Tensor out, F apply) {
     const auto is_norm = [](const ModuleAdapter& m) { return m.norm != nullptr; };
-    if (!changes(context.batch, norm.module, is_norm)) return apply(norm, x, out);
+    if (!changes(context, norm.module, is_norm)) return apply(norm, x, out);
     std::vector<const Norm*> of(static_cast<size_t>(x.rows), &norm);
-    for_changed_rows(context.batch, norm.module, x.rows, [&](const ModuleAdapter& m, int64_t first, int64_t count) {
+    for_changed_rows(context, norm.module, x.rows, [&](const ModuleAdapter& m, int64_t first, int64_t count) {
         if (is_norm(m)) std::fill_n(of.begin() + first, count, m.norm.get());
     });
     for (int64_t first = 0; first < x.rows;) {
@@ -77,18 +77,18 @@ void embed(const Context& context, const Embedding& table, std::span<const int32
     const Batch& batch = context.batch;
     const bool prompts = std::any_of(ids.begin(), ids.end(), [](int32_t id) { return id < 0; });
     const auto any = [](const ModuleAdapter&) { return true; };
-    if (!prompts && !changes(batch, table.module, any)) return context.device.embed(table.table, ids, x, accumulate);
+    if (!prompts && !changes(context, table.module, any)) return context.device.embed(table.table, ids, x, accumulate);
 
     const Workspace::Scope scope(context.workspace);
     // A row that an adapter replaces may be of a token that the table does not have: each row is looked up once, in its own table.
     const Tensor out = accumulate ? context.tensor(x.rows, x.cols) : x;
     std::vector<int32_t> base(ids.begin(), ids.end());
-    for_changed_rows(batch, table.module, x.rows, [&](const ModuleAdapter& m, int64_t first, int64_t count) {
+    for_changed_rows(context, table.module, x.rows, [&](const ModuleAdapter& m, int64_t first, int64_t count) {
         if (m.table) std::fill_n(base.begin() + first, count, -1);
     });
     lookup(context, table, base, out, false);
     for (size_t i = 0; i < batch.adapters.size(); i++) {
-        const ModuleAdapter* m = batch.adapters[i]->find(table.module);
+        const ModuleAdapter* m = batch.adapters[i]->find(table.module, context.pass);
         const Embedding* prompt = prompts ? batch.adapters[i]->prompt() : nullptr;
         for_runs(batch.adapter_rows[i], x.rows, [&](int64_t first, int64_t count) {
             const auto mine = ids.subspan(size_t(first), size_t(count));

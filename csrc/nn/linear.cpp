@@ -29,7 +29,7 @@ LinearInput input_of(const Tensor& x, const RowTransform& transform, const Tenso
 LinearInput plain(const Tensor& x) { return input_of(x, {}, {}, false); }
 
 bool changes_norm(const Context& context, const Norm& norm) {
-    return changes(context.batch, norm.module, [](const ModuleAdapter& m) { return m.norm != nullptr; });
+    return changes(context, norm.module, [](const ModuleAdapter& m) { return m.norm != nullptr; });
 }
 
 }  // namespace
@@ -89,7 +89,7 @@ public:
         const size_t first = adapters_.size();
         bool any = false;
         for (const Adapter* adapter : context_.batch.adapters) {
-            const ModuleAdapter* module = adapter->find(layer.module);
+            const ModuleAdapter* module = adapter->find(layer.module, context_.pass);
             const bool acts = module != nullptr && !module->replaced && does_anything(module->linear);
             adapters_.push_back(acts ? &module->linear : nullptr);
             any = any || acts;
@@ -110,7 +110,7 @@ private:
 /// True where a layer is more than its product and sums beside it: another weight or another input for some rows, or a gain of
 /// outputs that are to be added to something.
 bool is_special(const Context& context, const Linear& layer, bool accumulate) {
-    return changes(context.batch, layer.module, [&](const ModuleAdapter& m) {
+    return changes(context, layer.module, [&](const ModuleAdapter& m) {
         return m.replaced || m.input_gain.data != nullptr || !m.columns.empty() ||
                (accumulate && m.linear.gain.data != nullptr);
     });
@@ -131,25 +131,25 @@ void replaced_rows(const Context& context, const ModuleAdapter& module, const Te
 void special_linear(const Context& context, const Linear& layer, const Tensor& x, const Tensor& y) {
     const Workspace::Scope scope(context.workspace);
     Tensor input = x;
-    if (changes(context.batch, layer.module, [](const ModuleAdapter& m) { return m.input_gain.data != nullptr; })) {
+    if (changes(context, layer.module, [](const ModuleAdapter& m) { return m.input_gain.data != nullptr; })) {
         input = context.tensor(x.rows, x.cols);
         std::vector<int32_t> all(static_cast<size_t>(x.rows));
         for (size_t r = 0; r < all.size(); r++) all[r] = int32_t(r);
         context.device.gather_rows(x, all, input);
-        for_changed_rows(context.batch, layer.module, x.rows, [&](const ModuleAdapter& m, int64_t first, int64_t count) {
+        for_changed_rows(context, layer.module, x.rows, [&](const ModuleAdapter& m, int64_t first, int64_t count) {
             if (m.input_gain.data != nullptr)
                 context.device.scale_columns(input.row_range(first, count), static_cast<const float*>(m.input_gain.data));
         });
     }
     int64_t replaced = 0;
-    for_changed_rows(context.batch, layer.module, x.rows,
+    for_changed_rows(context, layer.module, x.rows,
                      [&](const ModuleAdapter& m, int64_t, int64_t count) { replaced += m.replaced ? count : 0; });
     if (replaced < x.rows) {
         Parts base(context, 1);
         base.add(layer, y.columns(0, layer.out_features), false);
         base.run(plain(input));
     }
-    for_changed_rows(context.batch, layer.module, x.rows, [&](const ModuleAdapter& m, int64_t first, int64_t count) {
+    for_changed_rows(context, layer.module, x.rows, [&](const ModuleAdapter& m, int64_t first, int64_t count) {
         const Tensor rows = input.row_range(first, count), out = y.row_range(first, count);
         if (m.replaced) replaced_rows(context, m, rows, out);
         if (m.columns.empty()) return;
@@ -163,7 +163,7 @@ void special_linear(const Context& context, const Linear& layer, const Tensor& x
 int64_t widest(const Context& context, const Linear& layer) {
     int64_t width = layer.out_features;
     for (const Adapter* adapter : context.batch.adapters)
-        if (const ModuleAdapter* m = adapter->find(layer.module); m != nullptr && m->replaced)
+        if (const ModuleAdapter* m = adapter->find(layer.module, context.pass); m != nullptr && m->replaced)
             width = std::max(width, m->replaced->out_features);
     return width;
 }

@@ -24,6 +24,8 @@ std::vector<float> on_host(Device& device, const Buffer& buffer) {
     return values;
 }
 
+constexpr int kMostLayers = 4096;  // that a replication may make
+
 void check_dtype(const std::string& where, const SafetensorsEntry& entry) {
     if (entry.dtype == DType::f32 || entry.dtype == DType::f16 || entry.dtype == DType::bf16) return;
     fail(ErrorCode::unsupported, where, " has dtype ", name_of(entry.dtype), "; expected float32, float16 or bfloat16");
@@ -85,9 +87,33 @@ LoraFactors AdapterBuilder::lora(const std::string& where, const SafetensorsEntr
 
 // --- modules ------------------------------------------------------------------------------------------------------
 
-const Module* AdapterBuilder::find(const std::string& module) const {
-    const auto found = index_.find(module);
+const Module* AdapterBuilder::find(const std::string& name, int64_t& pass) const {
+    pass = -1;
+    std::string of = name;
+    if (const std::vector<int32_t>& layers = adapter_->layers_; !layers.empty()) {
+        // "model.layers.5.self_attn.q_proj" is the sixth layer that runs: the number between dots.
+        for (size_t dot = name.find('.'); dot != std::string::npos && pass < 0; dot = name.find('.', dot + 1)) {
+            const size_t end = name.find_first_not_of("0123456789", dot + 1);
+            if (end == dot + 1 || end == std::string::npos || name[end] != '.' || end - dot > 9) continue;
+            pass = std::stoll(name.substr(dot + 1, end - dot - 1));
+            if (pass >= int64_t(layers.size())) return nullptr;
+            of = concat(name.substr(0, dot + 1), layers[size_t(pass)], name.substr(end));
+        }
+    }
+    const auto found = index_.find(of);
     return found == index_.end() ? nullptr : &model_.modules()[size_t(found->second)];
+}
+
+void AdapterBuilder::set_layers(std::span<const std::pair<int64_t, int64_t>> ranges) {
+    const int64_t layers = model_.info().layers;
+    for (const auto& [first, last] : ranges) {
+        if (first < 0 || last > layers || first >= last)
+            fail(ErrorCode::corrupt, where_, ": layer_replication has the range [", first, ", ", last, "], and the model ",
+                 layers, " layers");
+        for (int64_t layer = first; layer < last; layer++) adapter_->layers_.push_back(int32_t(layer));
+        if (adapter_->layers_.size() > size_t(kMostLayers))
+            fail(ErrorCode::corrupt, where_, ": layer_replication makes more than ", kMostLayers, " layers");
+    }
 }
 
 bool AdapterBuilder::has(std::string_view module) const {
@@ -105,14 +131,18 @@ void AdapterBuilder::add(const std::string& name, const ModuleTensors& t, float 
     if (t.embedding_a.has_value() != t.embedding_b.has_value())
         fail(ErrorCode::corrupt, where, " has lora_embedding_", t.embedding_a ? "A but no B" : "B but no A",
              "; the file is incomplete");
-    const Module* module = find(name);
+    int64_t pass = -1;
+    const Module* module = find(name, pass);
     if (module == nullptr) {
         if (model_.unused(name + ".weight")) return;
         fail(ErrorCode::unsupported, where, " is not a module of this ", model_.info().architecture,
              " model; the adapter was trained on another model, or on a part that halfbyte does not adapt yet");
     }
+    if (pass >= 0 && module->kind == Module::Kind::norm)  // BERT's layers run the norm of the layer before them
+        fail(ErrorCode::unsupported, where,
+             " is a norm of a layer that layer_replication repeats; halfbyte does not adapt it");
     const int index = int(module - model_.modules().data());
-    const auto [place, is_new] = adapter_->modules_.try_emplace(index);
+    const auto [place, is_new] = adapter_->modules_.try_emplace({pass, index});
     if (!is_new) fail(ErrorCode::corrupt, where, " is adapted twice, under two names of the same layer");
     switch (module->kind) {
         case Module::Kind::linear:
@@ -279,7 +309,7 @@ void AdapterBuilder::tie_output() {
         const Module& module = model_.modules()[i];
         if (module.kind != Module::Kind::linear || module.out_features != model_.info().vocab_size) continue;
         const std::string where = concat(where_, ": '", module.name, "'");
-        const auto found = adapter_->modules_.find(int(i));
+        const auto found = adapter_->modules_.find({-1, int(i)});
         const bool has_own = found != adapter_->modules_.end() && found->second.replaced;
         if (resized && !has_own) {
             if (!input_table_is_base_ || found != adapter_->modules_.end())
@@ -292,7 +322,7 @@ void AdapterBuilder::tie_output() {
             add(module.name, table, 1, {});
         }
         if (!input_rows_) continue;
-        ModuleAdapter& out = adapter_->modules_[int(i)];
+        ModuleAdapter& out = adapter_->modules_[{-1, int(i)}];
         if (out.columns.empty()) add_token_outputs(where, module, *input_rows_, input_tokens_, out);
     }
 }

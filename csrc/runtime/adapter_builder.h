@@ -39,6 +39,9 @@ public:
     /// [tokens, hidden], or [tokens, layers * 2 * kv_heads * head_dim].
     void set_prompt(const SafetensorsEntry& rows, int64_t tokens);
     void set_prefix(const SafetensorsEntry& rows, int64_t tokens);
+    /// layer_replication: ranges [first, last) of layers that run one after the other. Before add(): names of modules count
+    /// the layers as they run.
+    void set_layers(std::span<const std::pair<int64_t, int64_t>> ranges);
     void set_invocation(std::vector<int32_t> tokens) { adapter_->invocation_tokens_ = std::move(tokens); }
     /// An output layer that shares the table of the input embedding follows what was done to its rows and its size.
     void tie_output();
@@ -47,7 +50,8 @@ public:
     std::shared_ptr<const Adapter> finish();
 
 private:
-    const Module* find(const std::string& module) const;
+    /// The module that a name of the adapter means, and its pass; null: none.
+    const Module* find(const std::string& name, int64_t& pass) const;
     Weight matrix(const std::string& where, const SafetensorsEntry& entry, int64_t rows, int64_t cols,
                   const char* meaning) const;
     std::vector<float> vector(const std::string& where, const SafetensorsEntry& entry, int64_t size) const;

@@ -48,6 +48,11 @@ int64_t AdapterMix::first_active(std::span<const int32_t> tokens) const {
     return std::find_end(tokens.begin(), tokens.end(), invocation.begin(), invocation.end()) - tokens.begin();
 }
 
+bool same_layers(const AdapterMix* a, const AdapterMix* b) {
+    const std::span<const int32_t> none;
+    return std::ranges::equal(a == nullptr ? none : a->layers(), b == nullptr ? none : b->layers());
+}
+
 void store_prefix(Device& device, const AdapterMix& mix, int64_t first_key, KvCache& cache) {
     const Adapter::Prefix* prefix = mix.prefix();
     if (prefix == nullptr) return;

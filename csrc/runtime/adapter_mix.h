@@ -34,6 +34,11 @@ public:
     int64_t output_size(int64_t base) const;  ///< columns of the logits
     int64_t labels(int64_t base) const;       ///< of the classification head; `base`: of the model, perhaps 0
 
+    /// The layers that run, see Batch::layers, and how many of them keep keys and values; `base`: of the model.
+    std::span<const int32_t> layers() const {
+        return parts_.empty() ? std::span<const int32_t>() : parts_[0].adapter->layers();
+    }
+    int64_t layer_count(int64_t base) const { return layers().empty() ? base : int64_t(layers().size()); }
     /// Its adapter sleeps until it is invoked (aLoRA).
     bool is_activated() const { return !parts_.empty() && !parts_[0].adapter->invocation_tokens().empty(); }
     /// From which token of a sequence on the adapters act: 0; where one is activated by its invocation tokens, the start of
@@ -44,6 +49,8 @@ private:
     std::vector<Part> parts_;
 };
 
+/// True where sequences with these can run together: through the same layers.
+bool same_layers(const AdapterMix* a, const AdapterMix* b);
 /// Writes the prefix of a mix, if it has one, into a cache whose sequence begins at row first_key.
 void store_prefix(Device& device, const AdapterMix& mix, int64_t first_key, KvCache& cache);
 

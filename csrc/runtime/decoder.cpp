@@ -20,6 +20,11 @@ BatchDecoder::BatchDecoder(std::shared_ptr<const Engine> engine, int64_t sequenc
     if (mixes_.size() > 1 && int64_t(mixes_.size()) != sequences)
         fail(ErrorCode::invalid_argument, "decoder: expected an adapter for each of ", sequences, " sequences, found ",
              mixes_.size());
+    for (const AdapterMix& mix : mixes_)
+        if (!same_layers(&mix, &mixes_[0]))
+            fail(
+                ErrorCode::invalid_argument,
+                "decoder: the adapters run different layers of the model (layer_replication): ", "they need a decoder each");
     int64_t in_front = 0;
     vocab_size_ = mixes_.empty() ? info.vocab_size : 0;
     for (const AdapterMix& mix : mixes_) {
@@ -30,9 +35,11 @@ BatchDecoder::BatchDecoder(std::shared_ptr<const Engine> engine, int64_t sequenc
         fail(ErrorCode::invalid_argument, "decoder: a capacity of ", capacity, " tokens",
              in_front > 0 ? concat(" and ", in_front, " of an adapter") : "", " is more than the ", info.max_positions,
              " positions of this model");
-    cache_ = std::make_unique<KvCache>(engine_->device(),
-                                       KvFormat{engine_->cache_dtype(), info.layers, info.kv_heads, info.head_dim},
-                                       sequences, capacity + in_front);
+    cache_ = std::make_unique<KvCache>(
+        engine_->device(),
+        KvFormat{engine_->cache_dtype(), mixes_.empty() ? info.layers : mixes_[0].layer_count(info.layers), info.kv_heads,
+                 info.head_dim},
+        sequences, capacity + in_front);
     slots_.resize(size_t(sequences));
     for (size_t s = 0; s < slots_.size(); s++) {
         if (mixes_.empty()) continue;
@@ -108,7 +115,8 @@ void BatchDecoder::extend(std::span<const int32_t> tokens, std::span<const int64
                       .token_types = {},
                       .sequences = sequences,
                       .adapters = adapters.adapters(),
-                      .adapter_rows = adapters.rows()};
+                      .adapter_rows = adapters.rows(),
+                      .layers = mixes_.empty() ? std::span<const int32_t>() : mixes_[0].layers()};
     const Engine::WorkspaceLease workspace(*engine_);
     const Workspace::Scope scope(*workspace);
     Device& device = engine_->device();

@@ -175,6 +175,7 @@ void Engine::run(const TokenBatch& batch, FunctionRef<void(const Chunk&)> consum
             const int64_t length = batch.lengths[s];
             if (length == 0) continue;
             const AdapterMix* mix = batch.adapter(s);
+            if (!mixes.empty() && !same_layers(mix, mixes[0])) break;  // of the next chunk
             const int64_t prompt = mix == nullptr ? 0 : mix->prompt_tokens(),
                           prefix = mix == nullptr ? 0 : mix->prefix_tokens();
             has_prefix = has_prefix || prefix > 0;
@@ -213,7 +214,8 @@ void Engine::run(const TokenBatch& batch, FunctionRef<void(const Chunk&)> consum
                            .token_types = types,
                            .sequences = sequences,
                            .adapters = adapters.adapters(),
-                           .adapter_rows = adapters.rows()};
+                           .adapter_rows = adapters.rows(),
+                           .layers = mixes[0] == nullptr ? std::span<const int32_t>() : mixes[0]->layers()};
         const Workspace::Scope scope(*workspace);
         const Context context{*device_, *workspace, packed, cache.get()};
         consume({*device_, *workspace, model_->forward(context), sequences, mix_of, row_of, first_row,

@@ -15,10 +15,11 @@ constexpr int64_t kPromptChunk = 256;
 // Room for generated tokens that a cache starts with; it doubles when full, up to what the generation may need.
 constexpr int64_t kFirstTokens = 256;
 
-std::unique_ptr<KvCache> make_cache(const Engine& engine, int64_t capacity) {
+std::unique_ptr<KvCache> make_cache(const Engine& engine, const AdapterMix& mix, int64_t capacity) {
     const ModelInfo& info = engine.info();
-    return std::make_unique<KvCache>(engine.device(),
-                                     KvFormat{engine.cache_dtype(), info.layers, info.kv_heads, info.head_dim}, 1, capacity);
+    const int64_t layers = mix.layer_count(info.layers);
+    return std::make_unique<KvCache>(engine.device(), KvFormat{engine.cache_dtype(), layers, info.kv_heads, info.head_dim},
+                                     1, capacity);
 }
 
 }  // namespace
@@ -79,7 +80,7 @@ Generation::Generation(std::shared_ptr<const Engine> engine, std::span<const int
     // The last token generated is never read back: it needs no place.
     const int64_t first_keys = prompt_tokens() + virtual_tokens;
     if (options_.max_tokens - 1 < positions - first_keys) state_->most_keys = first_keys + options_.max_tokens - 1;
-    state_->cache = make_cache(*engine_, std::min(state_->most_keys, first_keys + kFirstTokens));
+    state_->cache = make_cache(*engine_, mix, std::min(state_->most_keys, first_keys + kFirstTokens));
     store_prefix(engine_->device(), mix, 0, *state_->cache);
     state_->sampler.observe_prompt(prompt_);
 }
@@ -100,7 +101,8 @@ bool Generation::step() {
         reading ? std::span<const int32_t>(state.prompt).subspan(size_t(read), size_t(rows)) : std::span(tokens_).last(1);
     const int64_t keys = state.cached + rows;
     if (keys > state.cache->capacity()) {
-        std::unique_ptr<KvCache> larger = make_cache(*engine_, std::min(state.most_keys, 2 * state.cache->capacity()));
+        std::unique_ptr<KvCache> larger =
+            make_cache(*engine_, options_.adapter, std::min(state.most_keys, 2 * state.cache->capacity()));
         larger->copy_from(*state.cache, state.cached);
         state.cache = std::move(larger);
     }
@@ -118,7 +120,8 @@ bool Generation::step() {
                           .token_types = {},
                           .sequences = {&sequence, 1},
                           .adapters = adapters.adapters(),
-                          .adapter_rows = adapters.rows()};
+                          .adapter_rows = adapters.rows(),
+                          .layers = options_.adapter.layers()};
         const Engine::WorkspaceLease workspace(*engine_);
         const Workspace::Scope scope(*workspace);
         const Context context{device, *workspace, batch, state.cache.get()};

@@ -55,6 +55,7 @@ constexpr std::string_view kNoEffect[] = {
     "modules_to_save",
     "trainable_token_indices",
     "alora_invocation_tokens",
+    "layer_replication",
 };
 
 // A value that switches its field off.

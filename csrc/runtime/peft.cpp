@@ -99,6 +99,7 @@ std::shared_ptr<const Adapter> bind_peft_adapter(const PeftConfig& config, const
     const std::string_view prefix = prompt ? "base_model." : "base_model.model.";
     AdapterBuilder builder(std::move(name), config.type, where, model, device);
 
+    builder.set_layers(config.layer_ranges);
     auto tensors = parse_safetensors(mapped);
     if (prompt) {
         const auto rows = tensors.find(kPromptRows);

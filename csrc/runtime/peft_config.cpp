@@ -90,6 +90,16 @@ PeftConfig::PeftConfig(std::string_view text, std::string where) {
             modules_to_save.push_back(module.get<std::string>());
         }
     }
+    if (const json ranges = field("layer_replication"); !is_off(ranges)) {
+        if (!ranges.is_array())
+            fail(ErrorCode::corrupt, where, ": 'layer_replication' must be a list of ranges, found ", shown(ranges));
+        for (const json& range : ranges) {
+            if (!range.is_array() || range.size() != 2)
+                fail(ErrorCode::corrupt, where, ": 'layer_replication' must be a list of ranges [first, last], found ",
+                     shown(range));
+            layer_ranges.emplace_back(count(range[0], "layer_replication", 0), count(range[1], "layer_replication", 0));
+        }
+    }
     tied_weights = !is_off(field("ensure_weight_tying"));
     const char* indices = kind == PeftKind::trainable_tokens ? "token_indices" : "trainable_token_indices";
     if (const json list = field(indices); list.is_object()) {

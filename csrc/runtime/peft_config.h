@@ -27,6 +27,7 @@ public:
     int64_t virtual_tokens = 0;      ///< of prompts and prefixes
     bool tied_weights = false;  ///< ensure_weight_tying: what is trained of the embedding holds for a tied output layer, too
     std::vector<std::string> modules_to_save;
+    std::vector<std::pair<int64_t, int64_t>> layer_ranges;  ///< layer_replication: [first, last); empty: each layer once
 
     /// Tokens whose rows of `module` were trained, in the order of the tensor; empty: none.
     std::vector<int32_t> token_indices(std::string_view module) const;
