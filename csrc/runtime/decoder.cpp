@@ -69,12 +69,15 @@ void BatchDecoder::extend(std::span<const int32_t> tokens, std::span<const int64
     std::vector<int32_t> ids, positions;
     std::vector<const AdapterMix*> of_row, of_last;
     std::vector<int64_t> active;
+    std::vector<size_t> running;  // the slots that `sequences` are of
     int64_t given = 0;
     for (size_t s = 0; s < lengths.size(); s++) {
         const Slot& slot = slots_[s];
         const int64_t length = lengths[s];
-        if (length < 1 || length > int64_t(tokens.size()) - given)
-            fail(ErrorCode::invalid_argument, "decoder: sequence ", s, ": expected 1 or more tokens, of which ",
+        active.push_back(slot.active);
+        if (length == 0) continue;
+        if (length < 0 || length > int64_t(tokens.size()) - given)
+            fail(ErrorCode::invalid_argument, "decoder: sequence ", s, ": expected 0 or more tokens, of which ",
                  int64_t(tokens.size()) - given, " are left, found a length of ", length);
         if (length > capacity_ - slot.cached)
             fail(ErrorCode::invalid_argument, "decoder: sequence ", s, " has ", slot.cached, " tokens of ", capacity_,
@@ -89,7 +92,6 @@ void BatchDecoder::extend(std::span<const int32_t> tokens, std::span<const int64
                       prompt = slot.mix == nullptr ? 0 : slot.mix->prompt_tokens(),
                       new_rows = length + (slot.cached == 0 ? prompt : 0), keys = prefix + prompt + slot.cached + length;
         // The last occurrence of its invocation in what a sequence begins with activates an adapter, once.
-        active.push_back(slot.active);
         if (slot.mix != nullptr && slot.active < 0)
             if (const int64_t first = slot.mix->first_active(mine); first < length) active.back() = slot.cached + first;
         sequences.push_back({.first_row = int64_t(ids.size()),
@@ -103,11 +105,13 @@ void BatchDecoder::extend(std::span<const int32_t> tokens, std::span<const int64
             of_row.push_back(i < 0 || acts ? slot.mix : nullptr);
         }
         of_last.push_back(of_row.back());
+        running.push_back(s);
         given += length;
     }
     if (given != int64_t(tokens.size()))
         fail(ErrorCode::invalid_argument, "decoder: the lengths sum to ", given, ", but there are ", tokens.size(),
              " tokens");
+    if (running.empty()) return;
 
     const AdapterBatch adapters(of_row), adapters_of_last(of_last);
     const Batch batch{.tokens = ids,
@@ -130,14 +134,15 @@ void BatchDecoder::extend(std::span<const int32_t> tokens, std::span<const int64
     Batch last = batch;
     last.adapters = adapters_of_last.adapters(), last.adapter_rows = adapters_of_last.rows();
     const Tensor logits = engine_->model().logits(Context{device, *workspace, last, nullptr}, hidden);
-    for (int64_t s = 0; s < logits.rows; s++) {
-        Slot& slot = slots_[size_t(s)];
-        float* const row = logits_.data() + s * vocab_size_;
+    for (int64_t i = 0; i < logits.rows; i++) {
+        const size_t s = running[size_t(i)];
+        Slot& slot = slots_[s];
+        float* const row = logits_.data() + int64_t(s) * vocab_size_;
         const int64_t own = slot.mix == nullptr ? info.vocab_size : slot.mix->output_size(info.vocab_size);
-        device.copy_to_host(row, logits.row(s), size_t(own) * sizeof(float));
+        device.copy_to_host(row, logits.row(i), size_t(own) * sizeof(float));
         std::fill(row + own, row + vocab_size_, -std::numeric_limits<float>::infinity());
-        slot.cached += lengths[size_t(s)];
-        slot.active = active[size_t(s)];
+        slot.cached += lengths[s];
+        slot.active = active[s];
     }
 }
 

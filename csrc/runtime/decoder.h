@@ -22,8 +22,8 @@ public:
                  std::vector<AdapterMix> adapters);
     ~BatchDecoder();
 
-    /// Appends lengths[s] >= 1 tokens to every sequence s; `tokens` holds them one sequence behind the other. After an error
-    /// nothing was appended. Errors: invalid_argument (lengths that do not fit, an id out of range, a full cache).
+    /// Appends lengths[s] tokens to every sequence s; `tokens` holds them one sequence behind the other. A sequence that gets none
+    /// costs nothing, and its logits stay as they are. After an error nothing was appended. Errors: invalid_argument (lengths that do not fit, an id out of range, a full cache).
     void extend(std::span<const int32_t> tokens, std::span<const int64_t> lengths);
 
     /// Forgets all but the first `tokens` of every sequence; the logits stay as they are. Error invalid_argument below 0.

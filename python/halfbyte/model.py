@@ -14,12 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _core, pooling
 from .adapters import AdapterChoice, AdapterChoices, AdapterMethods, mix, mixes
+from .batch import BatchMethods
 from .chat import Message, render
 from .errors import InvalidArgumentError, NotFoundError, UnsupportedError
 from .gguf_tokenizer import load_gguf_tokenizer
 from .ops import Precision, thread_count
 from .packing import TokenLists, pack, token_ids, unpack, whole
-from .stream import GenerationOptions, Stream, token_iterator
+from .stream import GenerationOptions, Stream, sampling_options, stop_texts, token_iterator
 from .tokenizer import Tokenizer, config_stop_ids, load_folder_tokenizer
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def load(
     return Model(engine, location)
 
 
-class Model(AdapterMethods):
+class Model(AdapterMethods, BatchMethods):
     """A checkpoint ready to run. Safe to use from many threads at once; made by :func:`load`."""
 
     def __init__(self, engine: _core.Engine, path: Path) -> None:
@@ -339,25 +340,14 @@ class Model(AdapterMethods):
             return () if end is None else (int(end),)
 
     def _start(self, ids: NDArray[np.int32], options: GenerationOptions) -> _core.Generation:
-        stop = options.get("stop", ())
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if not all(isinstance(s, str) and s for s in stops):
-            raise InvalidArgumentError(f"generate: stop must be a text or texts, none of them empty, got {stop!r}")
-        seed = options.get("seed")
+        sampling = sampling_options(options)
         return self._engine.generate(
             ids,
             whole("max_tokens", options.get("max_tokens", 256)),
-            options.get("temperature", 0.0),
-            whole("top_k", options.get("top_k", 0)),
-            options.get("top_p", 1.0),
-            options.get("min_p", 0.0),
-            options.get("repetition_penalty", 1.0),
-            options.get("presence_penalty", 0.0),
-            options.get("frequency_penalty", 0.0),
-            int.from_bytes(os.urandom(8), "little") if seed is None else int(seed) % 2**64,
-            stops,
-            self._stop_ids(),
-            mix(options.get("adapter")),
+            **sampling,
+            stop=stop_texts(options),
+            stop_tokens=self._stop_ids(),
+            adapter=mix(options.get("adapter")),
         )
 
     # ---- numbers
