@@ -252,6 +252,7 @@ def _add_metadata(
                 "keep_float": list(settings.keep_float),
                 "panels": settings.panels,
                 "requantize": settings.requantize,
+                **({} if settings.auto is None else {"auto": settings.auto}),
             },
             sort_keys=True,
         ),
