@@ -265,10 +265,10 @@ void Loader::finish(Model& model) {
              model.info_.architecture, "' uses the tensor '", name, "'; running without it might change the result");
     }
     config().finish();
-    for (const auto& [name, rounding] : options_.layers) {
-        if (std::any_of(modules_.begin(), modules_.end(), [&](const Module& module) { return module.name == name; }))
-            continue;
-        fail(ErrorCode::invalid_argument, checkpoint_.path().string(), ": quantize names '", name,
+    for (const auto& layer : options_.layers) {
+        const auto named = [&](const Module& module) { return module.name == layer.first; };
+        if (std::any_of(modules_.begin(), modules_.end(), named)) continue;
+        fail(ErrorCode::invalid_argument, checkpoint_.path().string(), ": quantize names '", layer.first,
              "', and no linear layer of the model has that name; quantize takes names as in Hugging Face files");
     }
     if (options_.progress) options_.progress(1.0);

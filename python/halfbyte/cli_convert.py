@@ -12,6 +12,7 @@ from .terminal import count_text, note, size_text
 
 _LINES_EVERY = 10.0  # seconds between the lines of a log
 _WORST = 10
+_MOST_KEPT = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,11 +89,13 @@ def _print_auto(auto: Auto) -> None:
         f"auto: {auto.bits:.3f} bits a weight of {auto.budget:g}; {len(auto.kept)} of {auto.layers} linear layers are "
         f"wider than {auto.narrow_format} ({auto.narrow_bits:.3f})"
     )
-    width = max((len(k.name) for k in auto.kept), default=0)
+    width = max((len(k.name) for k in auto.kept[:_MOST_KEPT]), default=0)
     if auto.kept:
         print(f"{'layer':<{width}}  {'storage':<8}  {'bits':>6}  moves the output, {auto.narrow_format} alone")
-    for k in auto.kept:
+    for k in auto.kept[:_MOST_KEPT]:
         print(f"{k.name:<{width}}  {k.storage:<8}  {k.bits:6.2f}  {k.moves:.2e}")
+    if len(auto.kept) > _MOST_KEPT:
+        print(f"... and {len(auto.kept) - _MOST_KEPT} that move it less")
     words = "" if auto.words else " (random ids: there is no tokenizer)"
     print(f"distance from the source{words}: divergence, and difference of the output, relative RMS")
     for text, tokens in auto.tokens.items():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Weights = Literal["keep", "nf4", "fp4", "int8", "q8_0", "f16", "bf16"]
 WEIGHTS: tuple[Weights, ...] = ("keep", "nf4", "fp4", "int8", "q8_0", "f16", "bf16")
 FLOATS = ("f32", "f16", "bf16")
-COMBINED = ("nf4", "fp4", "nf4_panels", "fp4_panels", "int8")  # of several planes: no type of GGUF
+COMBINED = ("nf4", "fp4", "nf4_panels", "fp4_panels", "int8", "int8_rows")  # of several planes: no type of GGUF
 
 
 @dataclass(frozen=True)
