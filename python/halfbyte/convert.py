@@ -257,11 +257,12 @@ def source_files(source: Path) -> Iterator[Path]:
 def source_hash(source: Path) -> str:
     """SHA-256 over the names and contents of :func:`source_files`."""
     digest = hashlib.sha256()
+    piece = memoryview(bytearray(1 << 20))  # one for all: fresh memory costs as much as the hashing
     for path in source_files(source):
         digest.update(path.name.encode() + b"\0")
-        with path.open("rb") as file:
-            while piece := file.read(8 << 20):
-                digest.update(piece)
+        with path.open("rb", buffering=0) as file:
+            while size := file.readinto(piece):
+                digest.update(piece[:size])
     return digest.hexdigest()
 
 

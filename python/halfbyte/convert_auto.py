@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from . import _core, calibration
 from .convert import Planned, Progress, Settings
-from .errors import InvalidArgumentError
+from .errors import CorruptFileError, InvalidArgumentError, NotFoundError
 from .model import Model
 from .ops import thread_count
 from .rounding import Rounding
@@ -249,10 +249,15 @@ class _Bench:
 def _texts(model: Model, text: Path | None) -> tuple[dict[str, list[list[int]]], bool]:
     passages: Sequence[str] = calibration.CALIBRATION
     if text is not None:
-        passages = [text.read_text(encoding="utf-8")]
+        try:
+            passages = [text.read_text(encoding="utf-8")]
+        except FileNotFoundError:
+            raise NotFoundError(f"calibration: {text}: no such file") from None
+        except UnicodeDecodeError as error:
+            raise CorruptFileError(f"calibration: {text}: not UTF-8: {error}") from None
     ids, words = calibration.sequences(model, passages)
     if not ids:
-        raise InvalidArgumentError(f"{text}: no words to measure on")
+        raise InvalidArgumentError(f"calibration: {text}: no words to measure on")
     return {"calibration": ids, "held out": calibration.sequences(model, calibration.HELD_OUT)[0]}, words
 
 

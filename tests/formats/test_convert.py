@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -297,6 +298,29 @@ def test_the_command(zoo: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert cli.main(["info", str(target)]) == 0
     assert "available" in capsys.readouterr().out
     assert cli.main(["convert", str(tmp_path / "no"), str(target)]) == 1
+
+
+def test_the_script(zoo: Any, tmp_path: Path) -> None:
+    """tools/convert.py: as a command, and to import, with a progress callback."""
+    script = Path(__file__).parents[2] / "tools/convert.py"
+    command = [sys.executable, script, zoo.path("bert_blocks"), tmp_path / "a.gguf", "--weights", "nf4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and str(tmp_path / "a.gguf") in done.stdout, done.stderr
+    failed = subprocess.run([*command[:3], tmp_path], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1 and "error" in failed.stderr
+    spec = importlib.util.spec_from_file_location("convert_script", script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    calls: list[tuple[str, int, int]] = []
+    result = module.convert(
+        zoo.path("bert_blocks"), tmp_path / "b.gguf", weights="nf4", progress=lambda *call: calls.append(call)
+    )
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    names, done_bytes, totals = zip(*calls, strict=True)
+    assert len(calls) == result.tensors + 1 and names[-1] == "" and "encoder.layer.0" in names[5]
+    assert sorted(done_bytes) == list(done_bytes) and done_bytes[-1] == result.source_bytes
+    assert set(totals) == {result.source_bytes}
 
 
 # ---- nothing is lost
