@@ -1,8 +1,7 @@
-"""``halfbyte convert`` without the command: ``python tools/convert.py SOURCE OUT [options]``, or from a program::
+"""``halfbyte convert`` as a script and as a function: ``python tools/convert.py SOURCE OUT [options]``.
 
-from convert import convert
-
-convert("path/to/model", "model.gguf", weights="nf4", progress=lambda tensor, done, total: print(tensor, done, total))
+Or, with this folder on the path: ``from convert import convert`` and ``convert(source, out, weights="nf4",
+progress=lambda tensor, done, total: ...)``, where done and total are bytes of the source.
 """
 
 from __future__ import annotations
