@@ -18,7 +18,7 @@ from .errors import InvalidArgumentError, NotFoundError, UnsupportedError
 from .gguf_tokenizer import load_gguf_tokenizer
 from .ops import Precision, thread_count
 from .packing import TokenLists, pack, token_ids, unpack, whole
-from .rounding import layer_roundings
+from .rounding import roundings
 from .stream import GenerationOptions, Stream, token_iterator
 from .tokenizer import Tokenizer, config_stop_ids, load_folder_tokenizer
 
@@ -74,15 +74,9 @@ def load(
             )
         )
         raise NotFoundError(f"{path}: no such file or folder{hint}")
+    plain, layers = roundings(location, quantize)
     engine = _core.Engine.load(
-        str(location),
-        device,
-        thread_count(threads),
-        precision,
-        quantize if isinstance(quantize, str) else "",
-        progress,
-        kv_cache=kv_cache or "",
-        layers=layer_roundings(location, quantize) if isinstance(quantize, Mapping) else {},
+        str(location), device, thread_count(threads), precision, plain, progress, kv_cache=kv_cache or "", layers=layers
     )
     return Model(engine, location)
 

@@ -18,14 +18,16 @@ def names_module(pattern: str, module: str) -> bool:
     return module.startswith(pattern + ".") or fnmatch.fnmatchcase(module, pattern)
 
 
-def layer_roundings(path: Path, quantize: Mapping[str, str]) -> dict[str, Rounding]:
-    """``quantize={pattern: format}`` of :func:`halfbyte.load` as {layer: rounding}; the first pattern that fits counts.
+def roundings(path: Path, quantize: str | Mapping[str, str] | None) -> tuple[str, dict[str, Rounding]]:
+    """``quantize=`` of :func:`halfbyte.load`: the format of all layers, and {layer: rounding} of a mapping.
 
     Raises:
         InvalidArgumentError: a pattern that fits no linear layer. (A layer's whole name goes to the core, which knows
             the output layer too.)
 
     """
+    if quantize is None or isinstance(quantize, str):
+        return quantize or "", {}
     _, tensors = _core.Checkpoint(str(path)).plan()
     layers = [hf.removesuffix(".weight") for _, hf, _, role, *_ in tensors if role == "linear"]
     chosen: dict[str, Rounding] = {}
@@ -38,4 +40,4 @@ def layer_roundings(path: Path, quantize: Mapping[str, str]) -> dict[str, Roundi
             )
         for layer in fitting:
             chosen.setdefault(layer, ("" if storage == "keep" else storage, 64, True))
-    return chosen
+    return "", chosen

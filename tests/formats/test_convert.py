@@ -436,6 +436,18 @@ def test_a_description_that_lies(zoo: Any, tmp_path: Path, edit: Any, error: str
 
 
 @pytest.mark.parametrize(
+    ("changes", "error"),
+    [({"block": 32}, "expected a row of 105"), ({"rows": 7}, "bytes of"), ({"nested_block": 256}, "")],
+)
+def test_rows_of_int8_that_lie(zoo: Any, tmp_path: Path, changes: dict[str, int], error: str) -> None:
+    convert(zoo.path("bert/int8"), tmp_path / "m.gguf")
+    text = gguf.GGUFReader(tmp_path / "m.gguf").fields["halfbyte.weights"].contents()
+    rewrite(tmp_path / "m.gguf", tmp_path / "bad.gguf", halfbyte_weights=_edited(text, **changes))
+    with pytest.raises((errors.CorruptFileError, errors.UnsupportedError), match=error):
+        halfbyte.load(tmp_path / "bad.gguf")
+
+
+@pytest.mark.parametrize(
     "files", ["[]", "{", '{"../x": "y"}', '{"/x": "y"}', '{"a/b/c": "y"}', '{"tokenizer.json": 3}']
 )
 def test_carried_files_that_lie(zoo: Any, tmp_path: Path, files: str) -> None:
