@@ -166,10 +166,16 @@ def _float_modules(plan: Sequence[Planned]) -> list[str]:
 def _add_unused(
     writer: SafetensorsWriter, checkpoint: _core.Checkpoint, plan: Sequence[Planned], dtype: str
 ) -> list[str]:
-    """What halfbyte has no use for (a pooler, a head), as it is. Gives the modules of it that are floats."""
+    """What halfbyte has no use for (a pooler, a head), as it is. Gives the modules of it that are floats.
+
+    Buffers of integers that old files hold (position_ids) are left out: transformers makes them itself.
+    """
     floats = []
     for name in sorted(set(checkpoint.names()) - {t.source for t in plan}):
-        weight = checkpoint.weight(name)
+        try:
+            weight = checkpoint.weight(name)
+        except UnsupportedError:
+            continue
         rows, cols = weight.shape
         tensor = Planned(name, name, "", "vector", rows, cols, False, (), weight.format, weight.format)
         if weight.format in _DTYPES:

@@ -188,6 +188,18 @@ def test_there_and_back(zoo: Any, tmp_path: Path, name: str) -> None:
     assert any(isinstance(module, kind) for module in model.modules())
 
 
+def test_a_real_encoder(tmp_path: Path) -> None:
+    """all-MiniLM-L6-v2 holds a buffer of integers, which is left out, and a pooler, which is kept."""
+    convert(packages.minilm(), tmp_path / "folder", format="bitsandbytes", weights="nf4")
+    names = _core.Checkpoint(str(tmp_path / "folder")).names()
+    assert "pooler.dense.weight" in names and not any("position_ids" in n for n in names)
+    model = transformers.BertModel.from_pretrained(tmp_path / "folder", device_map="cpu")
+    assert isinstance(model.encoder.layer[0].output.dense, bnb.nn.Linear4bit)
+    text = "A sentence about cats."
+    with halfbyte.load(tmp_path / "folder") as ours, halfbyte.load(packages.minilm(), quantize="nf4") as theirs:
+        np.testing.assert_array_equal(ours.encode(text), theirs.encode(text))
+
+
 # ---- what other tools see
 
 
