@@ -18,6 +18,7 @@ from .errors import InvalidArgumentError, NotFoundError, UnsupportedError
 from .gguf_tokenizer import load_gguf_tokenizer
 from .ops import Precision, thread_count
 from .packing import TokenLists, pack, token_ids, unpack, whole
+from .rounding import roundings
 from .stream import GenerationOptions, Stream, token_iterator
 from .tokenizer import Tokenizer, config_stop_ids, load_folder_tokenizer
 
@@ -32,7 +33,7 @@ KvCache = Literal["f16", "bf16", "f32", "int8"]
 def load(
     path: str | os.PathLike[str],
     *,
-    quantize: str | None = None,
+    quantize: str | Mapping[str, str] | None = None,
     device: str = "auto",
     threads: int | None = None,
     precision: Precision = "high",
@@ -44,7 +45,9 @@ def load(
     Args:
         path: a Hugging Face folder (float or bitsandbytes), a .safetensors file with its config.json beside it,
             or a .gguf file. Weights run with the values they hold.
-        quantize: round the linear layers while loading: "nf4", "fp4", "int8", "bf16" or "f16". None: as they are.
+        quantize: round the linear layers while loading: "nf4", "fp4", "int8", "bf16" or "f16". None: as they are. A
+            mapping has one for each name or pattern, named as in Hugging Face files, and "keep" leaves layers as they
+            are; the first that fits counts: ``{"model.layers.0": "int8", "*.down_proj": "keep", "*": "nf4"}``.
         device: "cpu", "cuda" or "auto".
         threads: None: one per available core.
         precision: "high": at least as accurate as 16-bit floating point everywhere; "fast": may
@@ -71,8 +74,9 @@ def load(
             )
         )
         raise NotFoundError(f"{path}: no such file or folder{hint}")
+    plain, layers = roundings(location, quantize)
     engine = _core.Engine.load(
-        str(location), device, thread_count(threads), precision, quantize or "", progress, kv_cache=kv_cache or ""
+        str(location), device, thread_count(threads), precision, plain, progress, kv_cache=kv_cache or "", layers=layers
     )
     return Model(engine, location)
 
