@@ -38,6 +38,9 @@ std::vector<CombinedPart> combined_parts(const std::string& storage, bool nested
     } else if (storage == "int8" && !nested) {
         found = &int8_storage();
         parts = {{kInt8Levels, "levels", kI8}, {kInt8Scales, "scales", kF32}};
+    } else if (storage == "int8_rows" && !nested) {
+        found = &int8_rows_storage();
+        parts = {{kInt8RowsLevels, "levels", kI8}, {kInt8RowsScb, "SCB", kF32}};
     }
     return parts;
 }

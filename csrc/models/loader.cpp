@@ -137,9 +137,15 @@ void Loader::plan(const std::string& tensor, Name name, std::string_view suffix,
                               std::move(row_order)});
 }
 
-Weight Loader::rounded(const std::string& tensor, const Weight& weight, const std::string& format) const {
+Rounding Loader::rounding_of(Name name, const std::string& otherwise) const {
+    const auto own = options_.layers.find(hf_name(hf_prefix_, name.hf));
+    return own != options_.layers.end() ? own->second : Rounding{otherwise};
+}
+
+Weight Loader::rounded(const std::string& tensor, const Weight& weight, const Rounding& rounding) const {
+    if (rounding.format.empty()) return weight;
     try {
-        return encode(weight, {.format = format}, device_.host_pool());
+        return encode(weight, {rounding.format, rounding.block_size, rounding.double_quant}, device_.host_pool());
     } catch (const Error& error) {
         fail(error.code(), checkpoint_.path().string(), ": tensor '", tensor, "': ", error.what());
     }
@@ -166,7 +172,7 @@ Linear Loader::linear(Name name, int64_t in, int64_t out, const LinearOptions& o
     }
     if (checkpoint_.has_reference_rows()) order.clear();
     if (!order.empty()) weight = reorder_rows(weight, order);
-    if (!options_.quantize.empty() && !options.as_stored) weight = rounded(tensor, weight, options_.quantize);
+    weight = rounded(tensor, weight, rounding_of(name, options.as_stored ? "" : options_.quantize));
     report(tensor, weight);
 
     Module& module = add_module(name, Module::Kind::linear, in, out);
@@ -227,8 +233,9 @@ bool Loader::output_layer(Name own, Name embedding, int64_t in, int64_t out, Tie
              "' hold different values; set tie_word_embeddings to false to use both");
     }
     check_shape(tied ? table : tensor, weight, out, in);
-    const bool round = !options_.output_layer.empty();
-    if (round) weight = rounded(tied ? table : tensor, weight, options_.output_layer);
+    const Rounding rounding = rounding_of(own, options_.output_layer);
+    const bool round = !rounding.format.empty();
+    if (round) weight = rounded(tied ? table : tensor, weight, rounding);
     if (!tied || round) report(tied ? canonical(own) + ".weight" : tensor, weight);
     Module& module = add_module(own, Module::Kind::linear, in, out);
     layer = {.weight = device_.upload(weight, WeightUse::few_rows),
@@ -244,9 +251,11 @@ bool Loader::output_layer(Name own, Name embedding, int64_t in, int64_t out, Tie
 
 void Loader::classification_head(Name name, Name pooler, int64_t hidden, Model& model) {
     if (options_.plan != nullptr) {  // no such names in GGUF files
-        for (const Name& layer : {name, pooler})
-            if (!layer.hf.empty())
-                ignore(canonical(layer) + ".*"), ignore(hf_name("", layer.hf.substr(base_prefix_.size())) + ".*");
+        for (const Name& layer : {name, pooler}) {
+            if (layer.hf.empty()) continue;
+            ignore(concat(layer.hf, ".*"));
+            if (layer.hf.starts_with(base_prefix_)) ignore(concat(layer.hf.substr(base_prefix_.size()), ".*"));
+        }
         return;
     }
     model.info_.has_pooler = !pooler.hf.empty();
@@ -289,6 +298,14 @@ void Loader::finish(Model& model) {
              model.info_.architecture, "' uses the tensor '", name, "'; running without it might change the result");
     }
     config().finish();
+    for (const auto& layer : options_.layers) {
+        const auto named = [&](const Module& module) {
+            return module.kind == Module::Kind::linear && module.name == layer.first;
+        };
+        if (std::any_of(modules_.begin(), modules_.end(), named)) continue;
+        fail(ErrorCode::invalid_argument, checkpoint_.path().string(), ": quantize names '", layer.first,
+             "', and no linear layer of the model has that name; quantize takes names as in Hugging Face files");
+    }
     if (options_.progress) options_.progress(1.0);
     model.info_.tied_output = tied_output_;
     model.unused_ = std::move(ignored_);

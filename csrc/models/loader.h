@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <set>
 #include <string>
 #include <string_view>
@@ -24,9 +25,19 @@ struct PlannedTensor {
     std::vector<int64_t> row_order;  ///< row i of the layer is row row_order[i] of a file of llama.cpp; empty: the same
 };
 
+/// What a layer is rounded to while loading: EncodeOptions, with a format that lives.
+struct Rounding {
+    std::string format;  ///< empty: the values of the file
+    int block_size = 64;
+    bool double_quant = true;
+};
+
 struct LoadOptions {
     std::string quantize;      ///< empty: the values of the file; else a format of storage/encode.h for the linear layers
     std::string output_layer;  ///< the same for the layer over the vocabulary, which `quantize` leaves alone
+    /// In place of these for the layers named here as in Hugging Face files ("model.layers.0.mlp.up_proj", "lm_head").
+    /// One that the model has not is an error, invalid_argument.
+    std::map<std::string, Rounding> layers;
     /// Called with 0..1 from the loading thread; may throw to stop.
     std::function<void(double)> progress;
     /// Where not null, the model's tensors are listed here and its layers stay empty: nothing but vectors is read.
@@ -100,7 +111,9 @@ private:
     /// Adds to options_.plan, where there is one.
     void plan(const std::string& tensor, Name name, std::string_view suffix, PlannedTensor::Role role, int64_t rows,
               int64_t cols, bool transposed = false, std::vector<int64_t> row_order = {});
-    Weight rounded(const std::string& tensor, const Weight& weight, const std::string& format) const;
+    /// That of options_.layers, or the format `otherwise`.
+    Rounding rounding_of(Name name, const std::string& otherwise) const;
+    Weight rounded(const std::string& tensor, const Weight& weight, const Rounding& rounding) const;
 
     const Checkpoint& checkpoint_;
     Device& device_;

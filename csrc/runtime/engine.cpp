@@ -70,7 +70,8 @@ std::shared_ptr<Engine> Engine::load(const std::filesystem::path& path, const En
     engine->device_ = make_device(options.device, {options.threads, options.precision});
     engine->cache_dtype_ = options.kv_cache.value_or(engine->device_->cache_dtype());
     const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(path);
-    engine->model_ = load_model(*checkpoint, *engine->device_, {options.quantize, options.output_layer, options.progress});
+    engine->model_ = load_model(*checkpoint, *engine->device_,
+                                {options.quantize, options.output_layer, options.layers, options.progress});
     engine->adapters_ = std::make_unique<AdapterRegistry>([model = engine->model_.get(), device = engine->device_](
                                                               const std::filesystem::path& folder, const std::string& name) {
         return read_peft_adapter(folder, name, *model, *device);

@@ -14,6 +14,7 @@
 
 #include "core/thread_pool.h"
 #include "device/device.h"
+#include "models/loader.h"
 #include "models/model.h"
 #include "runtime/adapter_mix.h"
 #include "runtime/adapter_registry.h"
@@ -36,6 +37,7 @@ struct EngineOptions {
     Precision precision = Precision::high;
     std::string quantize;           ///< empty: the file's own values; "nf4", "fp4", "int8", "bf16", "f16"
     std::string output_layer = {};  ///< the same for the layer over the vocabulary, which `quantize` leaves alone
+    std::map<std::string, Rounding> layers = {};  ///< in place of both for these layers: see LoadOptions
     std::function<void(double)> progress = {};
     /// Elements of the KV cache; empty: the device's choice (f16; f32 in precision float32).
     std::optional<DType> kv_cache = {};

@@ -1,6 +1,6 @@
 """The extension module: convert arguments, call the core, translate errors. Nothing here is public; see ``halfbyte``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -234,7 +234,11 @@ class Engine:
         progress: Callable[[float], None] | None,
         output_layer: str = "",
         kv_cache: str = "",
-    ) -> Engine: ...
+        layers: Mapping[str, tuple[str, int, bool]] = ...,
+    ) -> Engine:
+        """layers: {linear layer as in Hugging Face files: (format or "" to keep it, block size, double quantised)}, in place
+        of ``quantize``."""
+
     def info(self) -> dict[str, Any]:
         """architecture, format, path, causal, has_logits, vocab_size, hidden_size, layers, max_positions, heads, kv_heads,
         head_dim, token_types, device, precision, kv_cache, load_seconds, weights: list of dict(name, storage, rows, cols,

@@ -7,10 +7,12 @@ import sys
 import time
 
 from .convert import WEIGHTS, Conversion, convert
+from .convert_auto import Auto
 from .terminal import count_text, note, size_text
 
 _LINES_EVERY = 10.0  # seconds between the lines of a log
 _WORST = 10
+_MOST_KEPT = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-panels", action="store_true", help="nf4 and fp4 in the order of bitsandbytes, not of this processor"
     )
     parser.add_argument("--requantize", action="store_true", help="allow rounding of weights that are rounded already")
+    parser.add_argument(
+        "--auto",
+        type=float,
+        metavar="BITS",
+        help="keep the layers that matter most wider than nf4, within an average of BITS a weight (4.2 to 16)",
+    )
+    parser.add_argument("--calibration", metavar="FILE", help="text that --auto measures on (default: its own)")
     parser.add_argument("--verify", action="store_true", help="read the output back and compare it with the source")
     parser.set_defaults(run=run)
 
@@ -47,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
             keep_float=options.keep_float,
             panels=not options.no_panels,
             requantize=options.requantize,
+            auto=options.auto,
+            calibration=options.calibration,
             verify=options.verify,
             progress=progress,
         )
@@ -56,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
         f"{result.path}: {result.tensors} tensors, {size_text(result.source_bytes)} -> {size_text(result.bytes)} in "
         f"{seconds:.1f} s ({size_text(result.source_bytes / max(seconds, 1e-9))}/s); {storages}"
     )
+    if result.auto is not None:
+        _print_auto(result.auto)
     if options.verify:
         _print_reports(result)
     return 0
@@ -71,22 +84,49 @@ def _print_reports(result: Conversion) -> None:
         print(f"{r.name:<{width}}  {r.storage:<10}  {r.largest:9.2e}  {r.relative:9.2e}  {angle:10.2e}")
 
 
+def _print_auto(auto: Auto) -> None:
+    print(
+        f"auto: {auto.bits:.3f} bits a weight of {auto.budget:g}; {len(auto.kept)} of {auto.layers} linear layers are "
+        f"wider than {auto.narrow_format} ({auto.narrow_bits:.3f})"
+    )
+    width = max((len(k.name) for k in auto.kept[:_MOST_KEPT]), default=0)
+    if auto.kept:
+        print(f"{'layer':<{width}}  {'storage':<8}  {'bits':>6}  moves the output, {auto.narrow_format} alone")
+    for k in auto.kept[:_MOST_KEPT]:
+        print(f"{k.name:<{width}}  {k.storage:<8}  {k.bits:6.2f}  {k.moves:.2e}")
+    if len(auto.kept) > _MOST_KEPT:
+        print(f"... and {len(auto.kept) - _MOST_KEPT} that move it less")
+    words = "" if auto.words else " (random ids: there is no tokenizer)"
+    print(f"distance from the source{words}: divergence, and difference of the output, relative RMS")
+    for text, tokens in auto.tokens.items():
+        a, b = auto.narrow[text], auto.auto[text]
+        print(
+            f"  {text}, {tokens} tokens: {auto.narrow_format} {a.divergence:.3e}, {a.relative:.2%}; "
+            f"auto {b.divergence:.3e}, {b.relative:.2%}"
+        )
+
+
 class _Progress:
     """A bar with the time left on a terminal, a line now and then elsewhere."""
 
     def __init__(self) -> None:
         self.started = time.monotonic()
         self._last = self.started
+        self._phase, self._done = self.started, 0  # --auto measures first, and then all begins anew
         self._terminal = sys.stderr.isatty()
 
     def __call__(self, tensor: str, done: int, total: int) -> None:
         now = time.monotonic()
+        if done < self._done:
+            self._phase = now
+        self._done = done
         if now - self._last < (0.2 if self._terminal else _LINES_EVERY) or not tensor:
             return
         self._last = now
         share = done / total if total else 1.0
-        left = (now - self.started) * (1 - share) / share if share > 0 else 0.0
-        text = f"{share:4.0%}  {size_text(done)} of {size_text(total)}, {left:.0f} s left  {tensor}"
+        left = (now - self._phase) * (1 - share) / share if share > 0 else 0.0
+        amount = "" if tensor.startswith("measuring ") else f"{size_text(done)} of {size_text(total)}, "
+        text = f"{share:4.0%}  {amount}{left:.0f} s left  {tensor}"
         if self._terminal:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
         else:

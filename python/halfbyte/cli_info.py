@@ -11,10 +11,23 @@ from typing import Any, NamedTuple
 from . import _core
 from .cli_options import positive
 from .demo import demo_model
-from .errors import CorruptFileError, UnsupportedError
+from .errors import CorruptFileError, Error, UnsupportedError
 from .terminal import count_text, size_text
 
 _DEFAULT_CONTEXT = 4096
+# Bits a weight of linear layers as they are multiplied (docs/formats.md, "repacked as"), where the file has others.
+_REPACKED_BITS = {
+    **dict.fromkeys(("f64", "f32", "f16", "bf16"), 16.5),
+    **dict.fromkeys(("q2_k", "q6_k", "iq1_m", "iq2_xs", "iq2_s", "nvfp4"), 17.0),
+    **dict.fromkeys(("iq1_s", "iq2_xxs", "iq3_xxs", "iq3_s", "iq4_xs"), 5.0),
+    **dict.fromkeys(("tq1_0", "tq2_0"), 4.07),
+    "q3_k": 8.07,
+    "q4_k": 6.0,
+    "q5_0": 8.5,
+    "q5_1": 9.0,
+    "q5_k": 10.0,
+    "mxfp4": 4.5,
+}
 _CACHE_BYTES = 2  # a cached key or value: 16-bit floats, but for --precision float32
 # hyperparameter -> its names in config.json, and in GGUF after "<architecture>."
 _KEYS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -67,6 +80,7 @@ def describe_checkpoint(path: Path, context: int | None = None) -> dict[str, Any
     tensors = [_tensor(checkpoint, name) for name in checkpoint.names()]
     config = _config(checkpoint, str(path))
     sizes = _sizes(checkpoint, config)
+    decoder = _is_decoder(checkpoint, config)
     storages: dict[str, dict[str, int]] = {}
     for tensor in tensors:
         entry = storages.setdefault(tensor.storage, {"tensors": 0, "parameters": 0, "bytes": 0})
@@ -85,7 +99,7 @@ def describe_checkpoint(path: Path, context: int | None = None) -> dict[str, Any
         "bytes": weight_bytes,
         "bits_per_weight": 8 * weight_bytes / parameters if parameters else 0.0,
         "storages": dict(sorted(storages.items(), key=lambda item: -item[1]["bytes"])),
-        "memory": _memory(sizes, weight_bytes, context, _is_decoder(checkpoint, config)),
+        "memory": _memory(sizes, _weights_in_memory(checkpoint, weight_bytes, decoder), context, decoder),
         "tensors": [tensor._asdict() for tensor in tensors],
     }
     return facts
@@ -139,6 +153,23 @@ def _sizes(checkpoint: _core.Checkpoint, config: dict[str, Any]) -> dict[str, in
     return found
 
 
+def _weights_in_memory(checkpoint: _core.Checkpoint, weight_bytes: int, decoder: bool) -> int:
+    """Bytes of the weights in use: as the file has them, but for linear layers that are repacked while loading."""
+    try:
+        plan = checkpoint.plan()[1]
+    except Error:
+        return weight_bytes  # of what can't be run, the file's size is all that is known
+    used = [(source, role, rows, cols) for source, _, _, role, rows, cols, *_ in plan]
+    if decoder and not any(role == "output" for _, role, *_ in used):  # tied: its table is an output layer too
+        used += [(source, "output", rows, cols) for source, role, rows, cols in used if role == "embedding"][:1]
+    total = 0.0
+    for source, role, rows, cols in used:
+        weight = checkpoint.weight(source)
+        repacked = role in ("linear", "output") and cols % 32 == 0 and weight.format in _REPACKED_BITS
+        total += rows * cols * _REPACKED_BITS[weight.format] / 8 if repacked else weight.nbytes
+    return round(total)
+
+
 def _memory(sizes: dict[str, int], weight_bytes: int, context: int | None, decoder: bool) -> dict[str, int]:
     """What a run needs: the weights, and the keys and values of a conversation of `context` tokens."""
     most = sizes.get("max_positions", _DEFAULT_CONTEXT)
@@ -181,8 +212,10 @@ def _print(facts: dict[str, Any], tensors: bool) -> None:
             f"{size_text(entry['bytes'])} in {entry['tensors']} tensors, {count_text(entry['parameters'])} parameters"
         )
         rows.append((f"  {storage}", share))
+    context = f" with a context of {memory['context']} tokens" if memory["cache"] else ""
+    rows.append(("memory", f"{size_text(memory['total'])}{context}"))
+    rows.append(("  weights", f"{size_text(memory['weights'])} as they are multiplied"))
     if memory["cache"]:
-        rows.append(("memory", f"{size_text(memory['total'])} with a context of {memory['context']} tokens"))
         rows.append(("  cache", f"{size_text(memory['cache'])} ({size_text(memory['cache_per_token'])} a token)"))
     if memory["available"]:
         fits = "it fits" if memory["total"] <= memory["available"] else "it does not fit"

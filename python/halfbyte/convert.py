@@ -6,24 +6,27 @@ becomes. The output appears under its name when it is whole and on the disk (see
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
 from .errors import InputOutputError, InvalidArgumentError, UnsupportedError
+from .rounding import names_module
+
+if TYPE_CHECKING:
+    from .convert_auto import Auto
 
 Weights = Literal["keep", "nf4", "fp4", "int8", "q8_0", "f16", "bf16"]
 WEIGHTS: tuple[Weights, ...] = ("keep", "nf4", "fp4", "int8", "q8_0", "f16", "bf16")
 FLOATS = ("f32", "f16", "bf16")
-COMBINED = ("nf4", "fp4", "nf4_panels", "fp4_panels", "int8")  # of several planes: no type of GGUF
+COMBINED = ("nf4", "fp4", "nf4_panels", "fp4_panels", "int8", "int8_rows")  # of several planes: no type of GGUF
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Settings:
     keep_float: tuple[str, ...] = ()
     panels: bool = True
     requantize: bool = False
+    auto: float | None = None
+    chosen: tuple[tuple[str, str], ...] = ()  # linear layers and the storages that ``auto`` gives them
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Conversion:
     bytes: int
     storages: dict[str, int] = field(default_factory=dict)  # parameters in each
     reports: list[Report] = field(default_factory=list)  # with ``verify``, the worst first
+    auto: Auto | None = None  # with ``auto``: what was chosen, and what it gains
 
 
 Progress = Callable[[str, int, int], None]
@@ -97,6 +103,8 @@ def convert(
     keep_float: Sequence[str] = (),
     panels: bool = True,
     requantize: bool = False,
+    auto: float | None = None,
+    calibration: str | Path | None = None,
     verify: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -114,8 +122,13 @@ def convert(
         panels: nf4 and fp4 in the order in which this processor multiplies them (every other reads them too, and
             repacks): the model runs where it is mapped.
         requantize: allow rounding of weights that are rounded already.
+        auto: bits a weight, on average over the linear layers: those whose rounding to nf4 (or what ``weights`` says)
+            moves the model's output most stay wider, as int8 or as they are, within this budget. Runs the model once
+            for every layer, in memory. ``result.auto`` says what was chosen and what it gains.
+        calibration: a text file to measure on, with ``auto``; None: a page of English that comes along.
         verify: read the output back and compare; see :class:`Report`.
-        progress: called before every tensor.
+        progress: called before every tensor; with ``auto`` first as progress("measuring LAYER", weights so far, weights
+            in all).
 
     Raises:
         Error: what opening the source raises; UnsupportedError (already rounded, a tensor that has no name in the
@@ -125,20 +138,35 @@ def convert(
     """
     if weights not in WEIGHTS:
         raise InvalidArgumentError(f"convert: weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
-    settings = Settings(weights, block, double_quant, tuple(keep_float), panels, requantize)
+    if format not in ("gguf", "bitsandbytes"):
+        raise InvalidArgumentError(f"convert: format must be gguf or bitsandbytes, got {format!r}")
+    if auto is not None and weights == "keep":
+        weights = "nf4"
+    settings = Settings(weights, block, double_quant, tuple(keep_float), panels, requantize, auto)
     source, target = Path(source), Path(target)
     checkpoint = _core.Checkpoint(str(source))
     architecture, plan = plan_tensors(checkpoint, settings, str(source))
+    found: Auto | None = None
+    if auto is not None:
+        if weights not in ("nf4", "fp4"):
+            raise InvalidArgumentError(f"convert: auto takes weights='nf4' or 'fp4', got {weights!r}")
+        from .convert_auto import choose  # noqa: PLC0415 - it needs this module
+
+        text = None if calibration is None else Path(calibration)
+        found = choose(checkpoint, source, plan, settings, auto, format == "gguf", text, progress)
+        settings = replace(settings, chosen=tuple(sorted(found.storages.items())))
+        architecture, plan = plan_tensors(checkpoint, settings, str(source))
+    elif calibration is not None:
+        raise InvalidArgumentError("convert: calibration is what auto measures on, and auto is not given")
     if format == "gguf":
         from .convert_gguf import write_gguf  # noqa: PLC0415 - the package gguf is optional
 
         result = write_gguf(checkpoint, source, architecture, plan, settings, target, progress)
-    elif format == "bitsandbytes":
+    else:
         from .convert_folder import write_folder  # noqa: PLC0415
 
         result = write_folder(checkpoint, source, plan, settings, target, progress)
-    else:
-        raise InvalidArgumentError(f"convert: format must be gguf or bitsandbytes, got {format!r}")
+    result.auto = found
     if verify:
         result.reports = compare(checkpoint, plan, target, settings)
     return result
@@ -149,16 +177,17 @@ def plan_tensors(checkpoint: _core.Checkpoint, settings: Settings, where: str) -
     architecture, tensors = checkpoint.plan()
     plan = []
     unused = set(settings.keep_float)
+    chosen = dict(settings.chosen)
     for source, hf, gguf, role, rows, cols, transposed, order in tensors:
         found = checkpoint.weight(source).format
         module = hf.removesuffix(".weight")
-        kept = [p for p in settings.keep_float if fnmatch.fnmatch(module, p) or hf.startswith(p + ".")]
+        kept = [p for p in settings.keep_float if names_module(p, module) or hf.startswith(p + ".")]
         unused -= set(kept)
         storage = found
         if role == "vector":
             storage = "f32"
         elif settings.weights != "keep" and not kept and (role == "linear" or settings.weights in FLOATS):
-            storage = settings.weights
+            storage = chosen.get(module, settings.weights) if role == "linear" else settings.weights
             same = found.removesuffix("_panels") == storage
             if found not in FLOATS and not same and not settings.requantize:
                 raise UnsupportedError(
@@ -228,11 +257,12 @@ def source_files(source: Path) -> Iterator[Path]:
 def source_hash(source: Path) -> str:
     """SHA-256 over the names and contents of :func:`source_files`."""
     digest = hashlib.sha256()
+    piece = memoryview(bytearray(1 << 20))  # one for all: fresh memory costs as much as the hashing
     for path in source_files(source):
         digest.update(path.name.encode() + b"\0")
-        with path.open("rb") as file:
-            while piece := file.read(8 << 20):
-                digest.update(piece)
+        with path.open("rb", buffering=0) as file:
+            while size := file.readinto(piece):
+                digest.update(piece[:size])
     return digest.hexdigest()
 
 

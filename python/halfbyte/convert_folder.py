@@ -18,7 +18,7 @@ from .convert_gguf import SIDE_FILES
 from .errors import InputOutputError, InvalidArgumentError, UnsupportedError
 
 _DTYPES = {"f32": ("F32", 4), "f16": ("F16", 2), "bf16": ("BF16", 2)}
-_TORCH = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_ROUNDED = ("nf4", "fp4", "int8_rows")
 
 
 def write_folder(
@@ -38,7 +38,7 @@ def write_folder(
         text = "a GGUF file has no config.json to write; convert the folder that it was made from"
         raise UnsupportedError(f"{source}: {text}")
     for tensor in plan:
-        if tensor.storage.removesuffix("_panels") not in ("nf4", "fp4", *_DTYPES):
+        if tensor.storage.removesuffix("_panels") not in (*_ROUNDED, *_DTYPES):
             raise UnsupportedError(f"{source}: {tensor.source} is {tensor.storage}, which bitsandbytes can't hold")
     check_room(target, sum(checkpoint.weight(t.source).nbytes for t in plan) + (64 << 20))
     building = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -65,9 +65,9 @@ def _write(
     folder: Path,
     progress: Progress | None,
 ) -> Conversion:
-    four_bit = {t.storage.removesuffix("_panels") for t in plan} & {"nf4", "fp4"}
-    if len(four_bit) > 1:
-        raise UnsupportedError(f"{source}: a folder has one 4-bit type, found nf4 and fp4")
+    rounded = {t.storage.removesuffix("_panels") for t in plan} & set(_ROUNDED)
+    if len(rounded) > 1:
+        raise UnsupportedError(f"{source}: a folder of bitsandbytes has one of its types, found {sorted(rounded)}")
     config = json.loads(checkpoint.metadata("halfbyte.config") or checkpoint.metadata_json())
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     result = Conversion(folder, len(plan), sum(checkpoint.weight(t.source).nbytes for t in plan), 0)
@@ -85,23 +85,20 @@ def _write(
                 weight = from_planes(weight) if weight.format.endswith("_panels") else weight
                 nested = nested or weight.nested_block_size > 0
                 _add_four_bit(writer, tensor.hf, weight, tensor, dtype)
+            elif tensor.storage == "int8_rows":
+                _add_eight_bit(writer, tensor.hf, checkpoint.weight(tensor.source))
             else:
                 _add_floats(writer, checkpoint, tensor)
             if tensor.role != "vector":
                 name = tensor.storage.removesuffix("_panels")
                 result.storages[name] = result.storages.get(name, 0) + tensor.rows * tensor.cols
         kept = _add_unused(writer, checkpoint, plan, dtype) if checkpoint.format != "gguf" else []
-    if four_bit:
-        config["quantization_config"] = {
-            "quant_method": "bitsandbytes",
-            "load_in_4bit": True,
-            "load_in_8bit": False,
-            "bnb_4bit_quant_type": next(iter(four_bit)),
-            "bnb_4bit_use_double_quant": nested,
-            "bnb_4bit_compute_dtype": dtype,
-            "bnb_4bit_quant_storage": "uint8",
-            "llm_int8_skip_modules": [*_float_modules(plan), *kept] or None,
-        }
+    if rounded:
+        config["quantization_config"] = _quantization(next(iter(rounded)), nested, dtype)
+        # A pooler that a GGUF file has left behind is made anew by transformers, which can't make a quantised one.
+        lost = config.get("model_type") == "bert" and not any("pooler" in name for name in checkpoint.names())
+        floats = [*_float_modules(plan), *kept, *(["pooler.dense"] if lost else [])]
+        config["quantization_config"]["llm_int8_skip_modules"] = floats or None
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     carried = checkpoint.metadata("halfbyte.files")
     origin = source if source.is_dir() else source.parent
@@ -117,6 +114,29 @@ def _write(
     if progress is not None:
         progress("", result.source_bytes, result.source_bytes)
     return result
+
+
+def _quantization(kind: str, nested: bool, dtype: str) -> dict[str, Any]:
+    """As transformers saves a BitsAndBytesConfig, without the modules that are left out."""
+    eight = kind == "int8_rows"
+    config: dict[str, Any] = {"quant_method": "bitsandbytes", "load_in_4bit": not eight, "load_in_8bit": eight}
+    if not eight:
+        config |= {
+            "bnb_4bit_quant_type": kind,
+            "bnb_4bit_use_double_quant": nested,
+            "bnb_4bit_compute_dtype": dtype,
+            "bnb_4bit_quant_storage": "uint8",
+        }
+    return config
+
+
+def _add_eight_bit(writer: SafetensorsWriter, name: str, weight: _core.Weight) -> None:
+    """LLM.int8(): levels by rows, a scale a row, and the number of that layout."""
+    layer = name.removesuffix(".weight")
+    (_, _, levels), (_, _, scales) = weight.file_parts()
+    writer.add(name, "I8", list(weight.shape), levels)
+    writer.add(f"{layer}.SCB", "F32", [weight.shape[0]], scales)
+    writer.add(f"{layer}.weight_format", "U8", [], np.zeros(1, np.uint8))
 
 
 def _add_four_bit(writer: SafetensorsWriter, name: str, weight: _core.Weight, tensor: Planned, dtype: str) -> None:
@@ -146,16 +166,24 @@ def _float_modules(plan: Sequence[Planned]) -> list[str]:
 def _add_unused(
     writer: SafetensorsWriter, checkpoint: _core.Checkpoint, plan: Sequence[Planned], dtype: str
 ) -> list[str]:
-    """What halfbyte has no use for (a pooler, a head), as it is. Gives the modules of it that are floats."""
+    """What halfbyte has no use for (a pooler, a head), as it is. Gives the modules of it that are floats.
+
+    Buffers of integers that old files hold (position_ids) are left out: transformers makes them itself.
+    """
     floats = []
     for name in sorted(set(checkpoint.names()) - {t.source for t in plan}):
-        weight = checkpoint.weight(name)
+        try:
+            weight = checkpoint.weight(name)
+        except UnsupportedError:
+            continue
         rows, cols = weight.shape
         tensor = Planned(name, name, "", "vector", rows, cols, False, (), weight.format, weight.format)
         if weight.format in _DTYPES:
             _add_floats(writer, checkpoint, tensor)
             if len(checkpoint.shape(name)) == 2:
                 floats.append(name.removesuffix(".weight"))
+        elif weight.format == "int8_rows":
+            _add_eight_bit(writer, name, weight)
         else:
             _add_four_bit(writer, name, weight, tensor, dtype)
     return floats

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .convert import Conversion, Planned, Progress, Settings, check_room, converted, inverse, source_hash, vector
+from .convert_vocabulary import add_pooling, add_vocabulary
 from .errors import InputOutputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -148,6 +149,8 @@ def _entry(checkpoint: _core.Checkpoint, tensor: Planned, settings: Settings, pa
 
     if tensor.storage == "int8":
         return [part("levels", rows * cols, 1), part("scales", rows * cols // block, 4)]
+    if tensor.storage == "int8_rows":
+        return [part("levels", rows * cols, 1), part("SCB", rows, 4)]
     blocks = -(-rows * cols // block)
     if tensor.storage.endswith("_panels"):
         padded = -(-rows // 16) * 16
@@ -236,7 +239,8 @@ def _add_metadata(
         writer.add_string("halfbyte.files", json.dumps(files, ensure_ascii=False, sort_keys=True))
         if "tokenizer.json" in files:
             writer.add_string("tokenizer.huggingface.json", files["tokenizer.json"])
-            _add_vocabulary(writer, package, files)
+            add_vocabulary(writer, package, files)
+        add_pooling(writer, package, files)
     if reference:
         writer.add_string("halfbyte.row_order", "huggingface")
         writer.add_string("halfbyte.weights", json.dumps(_weights(checkpoint, plan, settings), sort_keys=True))
@@ -252,6 +256,7 @@ def _add_metadata(
                 "keep_float": list(settings.keep_float),
                 "panels": settings.panels,
                 "requantize": settings.requantize,
+                **({} if settings.auto is None else {"auto": settings.auto}),
             },
             sort_keys=True,
         ),
@@ -319,36 +324,5 @@ def _add_standard_keys(
     else:
         writer.add_layer_norm_eps(number("layer_norm_epsilon", "layer_norm_eps") or 1e-5)
         writer.add_causal_attention(architecture != "bert")
-
-
-def _add_vocabulary(writer: gguf.GGUFWriter, package: Any, files: dict[str, str]) -> None:
-    """tokenizer.ggml.*, for byte-level BPE alone; other tools need these, halfbyte reads halfbyte.files."""
-    document = json.loads(files["tokenizer.json"])
-    model = document.get("model", {})
-    decoder = json.dumps(document.get("decoder") or {})
-    if model.get("type") != "BPE" or "ByteLevel" not in decoder:
-        return
-    vocab: dict[str, int] = dict(model["vocab"])
-    added = {t["content"]: t for t in document.get("added_tokens", [])}
-    vocab.update({content: t["id"] for content, t in added.items()})
-    by_id = {index: token for token, index in vocab.items()}
-    tokens = [by_id.get(i, f"[PAD{i}]") for i in range(max(by_id) + 1)]
-    control, normal, unused = package.TokenType.CONTROL, package.TokenType.NORMAL, package.TokenType.UNUSED
-    kinds = [
-        unused if i not in by_id else control if added.get(by_id[i], {}).get("special") else normal
-        for i in range(len(tokens))
-    ]
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    writer.add_token_merges(merges)
-    settings = json.loads(files.get("tokenizer_config.json", "{}"))
-    for key, add in (("bos_token", writer.add_bos_token_id), ("eos_token", writer.add_eos_token_id)):
-        token = settings.get(key)
-        content = token.get("content") if isinstance(token, dict) else token
-        if content in vocab:
-            add(vocab[content])
-    if isinstance(template := settings.get("chat_template") or files.get("chat_template.jinja"), str):
-        writer.add_chat_template(template)
+        if types := number("type_vocab_size"):
+            writer.add_token_type_count(types)

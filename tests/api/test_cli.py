@@ -158,7 +158,9 @@ def test_info(smollm2_path: Path) -> None:
     assert facts["storages"]["q4_1"]["tensors"] == 210
     assert facts["parameters"] == sum(t["parameters"] for t in facts["tensors"]) == 134515008
     assert facts["memory"]["cache"] == 1000 * 2 * 30 * 3 * 64 * 2
-    assert facts["memory"]["total"] == facts["memory"]["cache"] + facts["bytes"]
+    assert facts["memory"]["total"] == facts["memory"]["cache"] + facts["memory"]["weights"]
+    # Q4_1 and Q8_0 are multiplied in the bits that they have; the table of the embedding is an output layer as well
+    assert facts["memory"]["weights"] == facts["bytes"] + 49152 * 576 * 34 // 32
     assert "blk.0.attn_q.weight" in run("info", "--tensors").stdout
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import halfbyte
 import pytest
+
+import halfbyte
 from oracle import packages
 
 PROMPTS = ["The capital of France is", "Once upon a time", "Gravity"]

@@ -197,6 +197,8 @@ def combined(storage: str, nested: bool) -> bytes:
     planes: dict[str, tuple[int, bytes]] = {}
     if storage == "int8":
         planes |= {"levels": (24, bytes(64)), "scales": (0, scales)}
+    elif storage == "int8_rows":
+        planes |= {"levels": (24, bytes(64)), "SCB": (0, scales)}
     elif panels:
         wide = 16 if nested else 64
         maps = np.zeros(16 + (256 if nested else 0), np.float32).tobytes()
@@ -262,6 +264,7 @@ def gguf_seeds() -> dict[str, bytes]:
     }
     return described | {
         "int8": combined("int8", False),
+        "int8_rows": combined("int8_rows", False),
         "metadata": gguf_metadata(),
         "types": gguf_types(),
         "empty": gguf_bytes([LLAMA], [gguf_tensor("none", [4, 0], 0, 0)]),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import halfbyte
+from halfbyte import _core
 from halfbyte.cli_info import describe_checkpoint
 from oracle import gguf_files
 from oracle.builders import SPECS, make_model
@@ -44,6 +45,25 @@ def test_info(kind: str, zoo: Zoo) -> None:
     assert set(facts["storages"]) == {kind.lower(), "f32"}
     assert facts["storages"][kind.lower()]["tensors"] == 1 + 2 * 7
     assert facts["storages"]["f32"]["tensors"] == 2 * 2 + 1
+
+
+MEASURED = [f"llama_k/{kind}.gguf" for kind in (*KINDS, "Q4_0", "Q8_0", "BF16")]
+
+
+@pytest.mark.parametrize("name", [*MEASURED, "llama_aligned/nf4-dq", "llama/int8", "llama", "llama_aligned"])
+def test_memory_of_info(name: str, zoo: Zoo) -> None:
+    """What the device takes for the layers, and the tables as they are.
+
+    Its own tables are up to 2 KiB a layer; a vocabulary of 517 is filled up to 528 rows, 2 % of the output layer.
+    """
+    checkpoint = _core.Checkpoint(str(zoo.path(name)))
+    ops = _core.Ops("cpu", 1, "high")
+    exact = 0
+    for source, _, _, role, *_ in checkpoint.plan()[1]:
+        weight = checkpoint.weight(source)
+        exact += ops.uploaded_bytes(weight) if role in ("linear", "output") else weight.nbytes
+    found = describe_checkpoint(zoo.path(name))["memory"]["weights"]
+    assert -0.001 * exact <= exact - found <= 15 * 2048 + 0.02 * exact
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8", "bf16"])
