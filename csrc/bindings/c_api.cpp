@@ -22,7 +22,7 @@ struct hb_model {
 
 struct hb_generate_options {
     GenerateOptions generate;
-    std::optional<std::string> adapter;
+    std::vector<std::pair<std::string, float>> adapters;  // name, weight
 };
 
 struct hb_generation {
@@ -108,8 +108,8 @@ int get(const char* function, const hb_model* model, T* out, F read) noexcept {
 struct Call {
     const Engine& engine;
     std::vector<int64_t> lengths;
+    AdapterMix adapter;
     TokenBatch batch;
-    std::shared_ptr<const Adapter> adapter;
 
     Call(const hb_model* model, const int32_t* tokens, const int32_t* token_types, const size_t* sizes, size_t sequences,
          const char* adapter_name)
@@ -125,7 +125,9 @@ struct Call {
                  .lengths = lengths,
                  .positions = {},
                  .token_types = token_types == nullptr ? std::span<const int32_t>() : std::span(token_types, total)};
-        if (adapter_name != nullptr) adapter = engine.adapter(adapter_name);
+        if (adapter_name == nullptr) return;
+        adapter = AdapterMix(engine.adapters().get(adapter_name));
+        batch.adapters = {&adapter, 1};
     }
     Call(const Call&) = delete;
 
@@ -146,7 +148,9 @@ Generation start(const hb_model* model, const int32_t* prompt, size_t size, cons
     GenerateOptions copy;
     if (options != nullptr) {
         copy = options->generate;
-        if (options->adapter) copy.adapter = engine->adapter(*options->adapter);
+        std::vector<AdapterMix::Part> parts;
+        for (const auto& [name, weight] : options->adapters) parts.push_back({engine->adapters().get(name), weight});
+        copy.adapter = AdapterMix(std::move(parts));
     }
     return Generation(engine, tokens, std::move(copy));
 }
@@ -279,22 +283,49 @@ int hb_model_set_vocabulary(hb_model* model, const char* const* pieces, const si
 // --- adapters -----------------------------------------------------------------------------------------------------
 
 int hb_model_attach_adapter(hb_model* model, const char* folder, const char* name) noexcept {
-    return guarded("hb_model_attach_adapter",
-                   [&] { at(model, "model").engine->load_adapter(&at(folder, "folder"), &at(name, "name")); });
+    return guarded("hb_model_attach_adapter", [&] {
+        at(model, "model").engine->adapters().add(&at(folder, "folder"), &at(name, "name"), false, false);
+    });
+}
+
+int hb_model_register_adapter(hb_model* model, const char* folder, const char* name, int pinned) noexcept {
+    return guarded("hb_model_register_adapter", [&] {
+        at(model, "model").engine->adapters().add(&at(folder, "folder"), &at(name, "name"), pinned != 0, true);
+    });
+}
+
+int hb_model_set_adapter_budget(hb_model* model, uint64_t bytes) noexcept {
+    return guarded("hb_model_set_adapter_budget", [&] { at(model, "model").engine->adapters().set_budget(bytes); });
+}
+
+int hb_model_adapter_stats(const hb_model* model, uint64_t* hits, uint64_t* misses, uint64_t* bytes) noexcept {
+    return guarded("hb_model_adapter_stats", [&] {
+        const AdapterRegistry::Stats stats = at(model, "model").engine->adapters().stats();
+        if (hits != nullptr) *hits = stats.hits;
+        if (misses != nullptr) *misses = stats.misses;
+        if (bytes != nullptr) *bytes = stats.bytes;
+    });
 }
 
 int hb_model_detach_adapter(hb_model* model, const char* name) noexcept {
-    return guarded("hb_model_detach_adapter", [&] { at(model, "model").engine->unload_adapter(&at(name, "name")); });
+    return guarded("hb_model_detach_adapter", [&] { at(model, "model").engine->adapters().remove(&at(name, "name")); });
 }
 
 // --- whole sequences ----------------------------------------------------------------------------------------------
+
+int hb_logits_size(const hb_model* model, const char* adapter, size_t* size) noexcept {
+    return guarded("hb_logits_size", [&] {
+        const Call call(model, nullptr, nullptr, nullptr, 0, adapter);
+        at(size, "the pointer to the result") = size_t(call.engine.logits_size(call.batch));
+    });
+}
 
 int hb_logits(const hb_model* model, const int32_t* tokens, const size_t* lengths, size_t sequences, const char* adapter,
               float* out, size_t out_size) noexcept {
     return guarded("hb_logits", [&] {
         const Call call(model, tokens, nullptr, lengths, sequences, adapter);
-        call.engine.logits(call.batch, call.adapter.get(),
-                           call.out(out, out_size, call.batch.tokens.size(), call.engine.info().vocab_size));
+        call.engine.logits(call.batch,
+                           call.out(out, out_size, call.batch.tokens.size(), call.engine.logits_size(call.batch)));
     });
 }
 
@@ -302,7 +333,7 @@ int hb_hidden_states(const hb_model* model, const int32_t* tokens, const int32_t
                      size_t sequences, const char* adapter, float* out, size_t out_size) noexcept {
     return guarded("hb_hidden_states", [&] {
         const Call call(model, tokens, token_types, lengths, sequences, adapter);
-        call.engine.hidden_states(call.batch, call.adapter.get(),
+        call.engine.hidden_states(call.batch,
                                   call.out(out, out_size, call.batch.tokens.size(), call.engine.info().hidden_size));
     });
 }
@@ -312,8 +343,24 @@ int hb_embed(const hb_model* model, const int32_t* tokens, const int32_t* token_
              size_t out_size) noexcept {
     return guarded("hb_embed", [&] {
         const Call call(model, tokens, token_types, lengths, sequences, adapter);
-        call.engine.embed(call.batch, call.adapter.get(), parse_pooling(&at(pooling, "pooling")), normalize != 0,
+        call.engine.embed(call.batch, parse_pooling(&at(pooling, "pooling")), normalize != 0,
                           call.out(out, out_size, sequences, call.engine.info().hidden_size));
+    });
+}
+
+int hb_labels(const hb_model* model, const char* adapter, size_t* labels) noexcept {
+    return guarded("hb_labels", [&] {
+        const Call call(model, nullptr, nullptr, nullptr, 0, adapter);
+        at(labels, "the pointer to the result") = size_t(call.engine.labels(call.batch));
+    });
+}
+
+int hb_classify(const hb_model* model, const int32_t* tokens, const int32_t* token_types, const size_t* lengths,
+                size_t sequences, int per_token, const char* adapter, float* out, size_t out_size) noexcept {
+    return guarded("hb_classify", [&] {
+        const Call call(model, tokens, token_types, lengths, sequences, adapter);
+        const size_t rows = per_token != 0 ? call.batch.tokens.size() : sequences;
+        call.engine.classify(call.batch, per_token != 0, call.out(out, out_size, rows, call.engine.labels(call.batch)));
     });
 }
 
@@ -377,12 +424,15 @@ int hb_generate_options_add_stop_text(hb_generate_options* options, const char* 
 
 int hb_generate_options_set_adapter(hb_generate_options* options, const char* name) noexcept {
     return guarded("hb_generate_options_set_adapter", [&] {
-        std::optional<std::string>& adapter = at(options, "options").adapter;
-        if (name == nullptr)
-            adapter.reset();
-        else
-            adapter = name;
+        std::vector<std::pair<std::string, float>>& adapters = at(options, "options").adapters;
+        adapters.clear();
+        if (name != nullptr) adapters.emplace_back(name, 1.0f);
     });
+}
+
+int hb_generate_options_add_adapter(hb_generate_options* options, const char* name, float weight) noexcept {
+    return guarded("hb_generate_options_add_adapter",
+                   [&] { at(options, "options").adapters.emplace_back(&at(name, "name"), weight); });
 }
 
 int hb_generate(const hb_model* model, const int32_t* prompt, size_t prompt_size, const hb_generate_options* options,

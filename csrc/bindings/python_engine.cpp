@@ -26,8 +26,25 @@ std::span<const T> view(const std::optional<Vector<T>>& array, const char* name)
     return array ? view(*array, name) : std::span<const T>();
 }
 
-std::shared_ptr<const Adapter> find_adapter(const Engine& engine, const std::optional<std::string>& name) {
-    return name ? engine.adapter(*name) : nullptr;
+/// [(name, weight), ...]: what one sequence runs with.
+using NamedMix = std::vector<std::pair<std::string, float>>;
+
+/// Adapters that are on disk are read, without the GIL.
+AdapterMix find_mix(const Engine& engine, const std::optional<NamedMix>& names) {
+    const py::gil_scoped_release unlocked;
+    std::vector<AdapterMix::Part> parts;
+    for (const auto& [name, weight] : names.value_or(NamedMix())) parts.push_back({engine.adapters().get(name), weight});
+    return AdapterMix(std::move(parts));
+}
+
+/// One for all sequences or one for each; null: none.
+using NamedMixes = std::optional<std::vector<NamedMix>>;
+
+std::vector<AdapterMix> find_mixes(const Engine& engine, const NamedMixes& names) {
+    std::vector<AdapterMix> mixes;
+    if (!names) return mixes;
+    for (const NamedMix& each : *names) mixes.push_back(find_mix(engine, each));
+    return mixes;
 }
 
 /// float32 [rows, cols], filled by `compute` without the GIL.
@@ -93,6 +110,48 @@ py::dict info(const Engine& engine) {
     return out;
 }
 
+/// What an adapter does, module by module.
+py::dict adapter_info(const Engine& engine, const std::string& name) {
+    std::shared_ptr<const Adapter> adapter;
+    {
+        const py::gil_scoped_release unlocked;
+        adapter = engine.adapters().get(name);
+    }
+    const std::vector<Module>& all = engine.model().modules();
+    py::list modules;
+    for (const auto& [place, m] : adapter->modules()) {
+        py::dict entry;
+        entry["name"] = all[size_t(place.second)].name;
+        if (place.first >= 0) entry["pass"] = place.first;
+        py::list does;
+        const LoraFactors& lora = m.linear.lora;
+        if (m.replaced || m.table || m.norm) does.append("weights");
+        if (lora.rank > 0) {
+            does.append(m.lookup ? "lora_embedding" : "lora");
+            entry["rank"] = lora.rank, entry["scale"] = lora.scale;
+            entry["dtype"] = name_of(lora.b_dtype);
+        }
+        if (m.linear.gain.data != nullptr) does.append(lora.rank > 0 ? "dora" : "ia3");
+        if (m.input_gain.data != nullptr) does.append("ia3_input");
+        if (m.linear.shift.data != nullptr) does.append("bias");
+        if (!m.row_of.empty() || !m.columns.empty()) does.append("tokens");
+        entry["does"] = does;
+        modules.append(entry);
+    }
+    py::dict out;
+    out["name"] = adapter->name();
+    out["kind"] = adapter->kind();
+    out["bytes"] = adapter->bytes();
+    out["prompt_tokens"] = adapter->prompt_tokens();
+    out["prefix_tokens"] = adapter->prefix_tokens();
+    out["invocation_tokens"] = adapter->invocation_tokens();
+    out["vocab_size"] = adapter->vocab_size();
+    out["labels"] = adapter->labels();
+    out["layers"] = adapter->layers();
+    out["modules"] = modules;
+    return out;
+}
+
 /// A generation that Python threads may share by accident: calls take turns.
 struct PyGeneration {
     Generation generation;
@@ -110,24 +169,24 @@ std::unique_ptr<PyGeneration> generate(const std::shared_ptr<Engine>& engine, co
                                        int64_t max_tokens, float temperature, int64_t top_k, float top_p, float min_p,
                                        float repetition_penalty, float presence_penalty, float frequency_penalty,
                                        uint64_t seed, std::vector<std::string> stop, std::vector<int32_t> stop_tokens,
-                                       const std::optional<std::string>& adapter) {
+                                       const std::optional<NamedMix>& adapter) {
     GenerateOptions options{
         max_tokens,
         {temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, seed},
         std::move(stop),
         std::move(stop_tokens),
-        find_adapter(*engine, adapter)};
+        find_mix(*engine, adapter)};
     const std::span<const int32_t> tokens = view(prompt, "prompt");
     return std::unique_ptr<PyGeneration>(new PyGeneration{Generation(engine, tokens, std::move(options)), {}});
 }
 
 void bind_decoder(py::module_& m) {
     py::class_<BatchDecoder>(m, "BatchDecoder")
-        .def(py::init([](const std::shared_ptr<Engine>& engine, int64_t sequences, int64_t capacity,
-                         const std::optional<std::string>& adapter) {
-                 return std::make_unique<BatchDecoder>(engine, sequences, capacity, find_adapter(*engine, adapter));
-             }),
-             py::arg("engine"), py::arg("sequences"), py::arg("capacity"), py::arg("adapter"))
+        .def(py::init(
+                 [](const std::shared_ptr<Engine>& engine, int64_t sequences, int64_t capacity, const NamedMixes& adapters) {
+                     return std::make_unique<BatchDecoder>(engine, sequences, capacity, find_mixes(*engine, adapters));
+                 }),
+             py::arg("engine"), py::arg("sequences"), py::arg("capacity"), py::arg("adapters"))
         .def(
             "extend",
             [](BatchDecoder& self, const Vector<int32_t>& tokens, const Vector<int64_t>& lengths) {
@@ -219,7 +278,6 @@ void bind_engine(py::module_& m) {
 
     using Tokens = Vector<int32_t>;
     using OptionalTokens = std::optional<Vector<int32_t>>;
-    using AdapterName = std::optional<std::string>;
     py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
         .def_static("load", &load, py::arg("path"), py::arg("device"), py::arg("threads"), py::arg("precision"),
                     py::arg("quantize"), py::arg("progress"), py::arg("output_layer") = "", py::arg("kv_cache") = "",
@@ -229,59 +287,80 @@ void bind_engine(py::module_& m) {
                                [](const Engine& engine) { return engine.device().host_pool().regions(); })
         .def(
             "logits",
-            [](const Engine& engine, const Tokens& tokens, const Vector<int64_t>& lengths, const AdapterName& adapter) {
-                const TokenBatch batch{view(tokens, "tokens"), view(lengths, "lengths"), {}, {}};
-                const std::shared_ptr<const Adapter> active = find_adapter(engine, adapter);
-                return matrix(batch.tokens.size(), engine.info().vocab_size,
-                              [&](float* out) { engine.logits(batch, active.get(), out); });
+            [](const Engine& engine, const Tokens& tokens, const Vector<int64_t>& lengths, const NamedMixes& adapters) {
+                const std::vector<AdapterMix> mixes = find_mixes(engine, adapters);
+                const TokenBatch batch{view(tokens, "tokens"), view(lengths, "lengths"), {}, {}, mixes};
+                return matrix(batch.tokens.size(), engine.logits_size(batch),
+                              [&](float* out) { engine.logits(batch, out); });
             },
-            py::arg("tokens"), py::arg("lengths"), py::arg("adapter"))
+            py::arg("tokens"), py::arg("lengths"), py::arg("adapters"))
         .def(
             "hidden_states",
             [](const Engine& engine, const Tokens& tokens, const Vector<int64_t>& lengths, const OptionalTokens& positions,
-               const OptionalTokens& token_types, const AdapterName& adapter) {
+               const OptionalTokens& token_types, const NamedMixes& adapters) {
+                const std::vector<AdapterMix> mixes = find_mixes(engine, adapters);
                 const TokenBatch batch{view(tokens, "tokens"), view(lengths, "lengths"), view(positions, "positions"),
-                                       view(token_types, "token_types")};
-                const std::shared_ptr<const Adapter> active = find_adapter(engine, adapter);
+                                       view(token_types, "token_types"), mixes};
                 return matrix(batch.tokens.size(), engine.info().hidden_size,
-                              [&](float* out) { engine.hidden_states(batch, active.get(), out); });
+                              [&](float* out) { engine.hidden_states(batch, out); });
             },
-            py::arg("tokens"), py::arg("lengths"), py::arg("positions"), py::arg("token_types"), py::arg("adapter"))
+            py::arg("tokens"), py::arg("lengths"), py::arg("positions"), py::arg("token_types"), py::arg("adapters"))
         .def(
             "embed",
             [](const Engine& engine, const Tokens& tokens, const Vector<int64_t>& lengths, const OptionalTokens& token_types,
-               const std::string& pooling, bool normalize, const AdapterName& adapter) {
+               const std::string& pooling, bool normalize, const NamedMixes& adapters) {
+                const std::vector<AdapterMix> mixes = find_mixes(engine, adapters);
                 const TokenBatch batch{
-                    view(tokens, "tokens"), view(lengths, "lengths"), {}, view(token_types, "token_types")};
+                    view(tokens, "tokens"), view(lengths, "lengths"), {}, view(token_types, "token_types"), mixes};
                 const Pooling kind = parse_pooling(pooling);
-                const std::shared_ptr<const Adapter> active = find_adapter(engine, adapter);
                 return matrix(batch.lengths.size(), engine.info().hidden_size,
-                              [&](float* out) { engine.embed(batch, active.get(), kind, normalize, out); });
+                              [&](float* out) { engine.embed(batch, kind, normalize, out); });
             },
             py::arg("tokens"), py::arg("lengths"), py::arg("token_types"), py::arg("pooling"), py::arg("normalize"),
-            py::arg("adapter"))
+            py::arg("adapters"))
+        .def(
+            "classify",
+            [](const Engine& engine, const Tokens& tokens, const Vector<int64_t>& lengths, const OptionalTokens& token_types,
+               bool per_token, const NamedMixes& adapters) {
+                const std::vector<AdapterMix> mixes = find_mixes(engine, adapters);
+                const TokenBatch batch{
+                    view(tokens, "tokens"), view(lengths, "lengths"), {}, view(token_types, "token_types"), mixes};
+                return matrix(per_token ? batch.tokens.size() : batch.lengths.size(), engine.labels(batch),
+                              [&](float* out) { engine.classify(batch, per_token, out); });
+            },
+            py::arg("tokens"), py::arg("lengths"), py::arg("token_types"), py::arg("per_token"), py::arg("adapters"))
         .def(
             "load_adapter",
-            [](Engine& engine, const std::string& path, const std::string& name) { engine.load_adapter(path, name); },
-            py::arg("path"), py::arg("name"), py::call_guard<py::gil_scoped_release>())
-        .def("unload_adapter", &Engine::unload_adapter, py::arg("name"))
-        .def("adapter_names", &Engine::adapter_names)
-        .def(
-            "adapter_modules",
-            [](const Engine& engine, const std::string& name) {
-                const std::shared_ptr<const Adapter> adapter = engine.adapter(name);
-                const std::vector<Module>& modules = engine.model().modules();
-                std::vector<std::string> names;
-                for (size_t i = 0; i < modules.size(); i++)
-                    if (adapter->find(int(i)) != nullptr) names.push_back(modules[i].name);
-                return names;
+            [](Engine& engine, const std::string& path, const std::string& name, bool pinned, bool lazily) {
+                engine.adapters().add(path, name, pinned, lazily);
             },
-            py::arg("name"))
+            py::arg("path"), py::arg("name"), py::arg("pinned"), py::arg("lazily"), py::call_guard<py::gil_scoped_release>())
+        .def(
+            "unload_adapter", [](Engine& engine, const std::string& name) { engine.adapters().remove(name); },
+            py::arg("name"), py::call_guard<py::gil_scoped_release>())
+        .def("adapter_names", [](const Engine& engine) { return engine.adapters().names(); })
+        .def(
+            "set_adapter_budget", [](Engine& engine, uint64_t bytes) { engine.adapters().set_budget(bytes); },
+            py::arg("bytes"), py::call_guard<py::gil_scoped_release>())
+        .def("adapter_stats",
+             [](const Engine& engine) {
+                 const AdapterRegistry::Stats stats = engine.adapters().stats();
+                 py::dict out;
+                 out["hits"] = stats.hits;
+                 out["misses"] = stats.misses;
+                 out["put_away"] = stats.put_away;
+                 out["resident"] = stats.resident;
+                 out["bytes"] = stats.bytes;
+                 out["budget"] = stats.budget;
+                 return out;
+             })
+        .def("adapter_info", &adapter_info, py::arg("name"))
         .def("modules",
              [](const Engine& engine) {
                  py::list out;
                  for (const Module& module : engine.model().modules())
-                     out.append(py::make_tuple(module.name, module.in_features, module.out_features));
+                     if (module.kind == Module::Kind::linear && module.out_features > 0)
+                         out.append(py::make_tuple(module.name, module.in_features, module.out_features));
                  return out;
              })
         .def(

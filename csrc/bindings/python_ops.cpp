@@ -87,11 +87,14 @@ DType factor_dtype(const py::array& array, const char* name) {
 
 /// Uploaded adapters of one layer; rank 0: the adapter leaves it alone.
 struct Adapters {
-    std::vector<LoraFactors> factors;
-    std::vector<const LoraFactors*> pointers;
+    std::vector<LinearAdapter> factors;
+    std::vector<const LinearAdapter*> pointers;
+    std::vector<std::vector<int32_t>> lists;
+    std::vector<AdapterRows> rows;
 
     Adapters(Device& device, const std::vector<py::array>& a, const std::vector<py::array>& b,
-             const std::vector<float>& scales, int64_t in, int64_t out) {
+             const std::vector<float>& scales, int64_t in, int64_t out, const std::optional<Array<int32_t>>& row_adapter,
+             int64_t count) {
         check(a.size() == b.size() && a.size() == scales.size(), "lora", a.size(), " matrices A, ", b.size(),
               " matrices B, ", scales.size(), " scales");
         for (size_t i = 0; i < a.size(); i++) {
@@ -101,23 +104,32 @@ struct Adapters {
                   shape_of(b[i]));
             check((a[i].flags() & py::array::c_style) != 0 && (b[i].flags() & py::array::c_style) != 0, "lora",
                   "A and B must be C-contiguous");
-            factors.push_back(device.upload_lora({a[i].data(), b[i].data(), factor_dtype(a[i], "A"), factor_dtype(b[i], "B"),
-                                                  a[i].shape(0), in, out, scales[i]}));
+            factors.emplace_back().lora = device.upload_lora({a[i].data(), b[i].data(), factor_dtype(a[i], "A"),
+                                                              factor_dtype(b[i], "B"), a[i].shape(0), in, out, scales[i]});
         }
-        for (const LoraFactors& each : factors) pointers.push_back(each.rank > 0 ? &each : nullptr);
+        for (const LinearAdapter& each : factors) pointers.push_back(each.lora.rank > 0 ? &each : nullptr);
+        assign_rows(row_adapter, count);
+    }
+
+    /// row_adapter: [count], an adapter or -1; absent: every row is the first adapter's.
+    void assign_rows(const std::optional<Array<int32_t>>& row_adapter, int64_t count) {
+        lists.resize(factors.size());
+        if (!row_adapter) {
+            rows.assign(factors.size(), {nullptr, 0, 1.0f});
+            if (!rows.empty()) rows[0] = {};
+            return;
+        }
+        check(row_adapter->ndim() == 1 && row_adapter->shape(0) == count, "lora", "row_adapter must have shape (", count,
+              ",), found ", shape_of(*row_adapter));
+        for (int64_t r = 0; r < count; r++) {
+            const int32_t index = row_adapter->data()[r];
+            check(index >= -1 && index < int64_t(factors.size()), "lora", "row_adapter[", r, "] is ", index,
+                  ", expected -1 to ", int64_t(factors.size()) - 1);
+            if (index >= 0) lists[size_t(index)].push_back(int32_t(r));
+        }
+        for (const std::vector<int32_t>& list : lists) rows.push_back({list.data(), int64_t(list.size()), 1.0f});
     }
 };
-
-const int32_t* row_adapters(const std::optional<Array<int32_t>>& row_adapter, int64_t rows, int64_t adapters) {
-    if (!row_adapter) return nullptr;
-    check(row_adapter->ndim() == 1 && row_adapter->shape(0) == rows, "lora", "row_adapter must have shape (", rows,
-          ",), found ", shape_of(*row_adapter));
-    for (int64_t r = 0; r < rows; r++) {
-        const int32_t index = row_adapter->data()[r];
-        check(index >= -1 && index < adapters, "lora", "row_adapter[", r, "] is ", index, ", expected -1 to ", adapters - 1);
-    }
-    return row_adapter->data();
-}
 
 class Ops {
 public:
@@ -303,12 +315,11 @@ public:
                     const FloatArray& y) {
         const Tensor in = matrix(x, "lora", "x"), onto = matrix(y, "lora", "y");
         check(in.rows == onto.rows, "lora", "x has ", in.rows, " rows, y has ", onto.rows);
-        const Adapters adapters(*device_, a, b, scales, in.cols, onto.cols);
-        const int32_t* rows = row_adapters(row_adapter, in.rows, int64_t(a.size()));
+        const Adapters adapters(*device_, a, b, scales, in.cols, onto.cols, row_adapter, in.rows);
         FloatArray out = copy_of(y);
         const Tensor result(out.mutable_data(), onto.rows, onto.cols);
         const py::gil_scoped_release release;
-        device_->lora(in, adapters.pointers, rows, result);
+        device_->adapt(in, adapters.pointers, adapters.rows, nullptr, result);
         return out;
     }
 
@@ -347,9 +358,8 @@ public:
         part.y = matrix(out, kOp, "y"), part.accumulate = true;
         check(weight.weight.cols == k && part.y.cols == n && part.y.rows == input.x.rows, kOp, "x is ", shape_of(x),
               ", the weight [", n, ", ", k, "], y ", shape_of(y));
-        const Adapters adapters(*device_, a, b, scales, k, n);
-        part.adapters = adapters.pointers;
-        input.row_adapter = row_adapters(row_adapter, input.x.rows, int64_t(a.size()));
+        const Adapters adapters(*device_, a, b, scales, k, n, row_adapter, input.x.rows);
+        part.adapters = adapters.pointers, input.adapter_rows = adapters.rows;
         {
             const py::gil_scoped_release release;
             const Weight uploaded = weight.uploaded_to(device_);

@@ -150,6 +150,22 @@ void CpuDevice::add(Tensor x, const Tensor& y) {
     });
 }
 
+void CpuDevice::scale_columns(Tensor x, const float* gain) {
+    for_rows(x.rows, x.cols, [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++)
+            for (int64_t c = 0; c < x.cols; c++) x.row(r)[c] *= gain[c];
+    });
+}
+
+void CpuDevice::scatter_columns(const Tensor& x, std::span<const int32_t> columns, Tensor y) {
+    expect(int64_t(columns.size()) == x.cols && x.rows == y.rows, "scatter_columns: ", columns.size(), " columns from [",
+           x.rows, ", ", x.cols, "] to [", y.rows, ", ", y.cols, "]");
+    for (const int32_t column : columns)
+        expect(column >= 0 && column < y.cols, "scatter_columns: column ", column, " of ", y.cols);
+    for (int64_t r = 0; r < x.rows; r++)
+        for (size_t j = 0; j < columns.size(); j++) y.row(r)[columns[j]] = x.row(r)[j];
+}
+
 void CpuDevice::gather_rows(const Tensor& x, std::span<const int32_t> rows, Tensor out) {
     expect(int64_t(rows.size()) == out.rows && x.cols == out.cols, "gather_rows: ", rows.size(), " rows of ", x.cols,
            " columns into [", out.rows, ", ", out.cols, "]");

@@ -32,7 +32,7 @@ inline FloatKind float_kind(DType dtype) {
     return dtype == DType::f32 ? kF32 : dtype == DType::f16 ? kF16 : kBf16;
 }
 
-class LoraCall;
+class AdapterCall;
 
 class CpuDevice final : public Device {
 public:
@@ -54,9 +54,9 @@ public:
 
     void linear(const Tensor& x, std::span<const LinearPart> parts) override;                 // linear.cpp
     void fused_linear(const LinearInput& input, std::span<const LinearPart> parts) override;  // linear.cpp
-    LoraFactors upload_lora(const LoraMatrices& matrices) override;                           // lora.cpp
-    void lora(const Tensor& x, std::span<const LoraFactors* const> adapters, const int32_t* row_adapter,
-              Tensor y) override;  // lora.cpp
+    LoraFactors upload_lora(const LoraMatrices& matrices) override;                           // adapters.cpp
+    void adapt(const Tensor& x, std::span<const LinearAdapter* const> adapters, std::span<const AdapterRows> adapter_rows,
+               const float* bias, Tensor y) override;  // adapters.cpp
     void embed(const Weight& table, std::span<const int32_t> ids, Tensor out, bool accumulate) override;
     void layer_norm(const Tensor& x, const float* gamma, const float* beta, float eps, Tensor out) override;
     void rms_norm(const Tensor& x, const float* gamma, float eps, Tensor out) override;
@@ -68,6 +68,8 @@ public:
     void activate(Activation activation, Tensor x) override;
     void gated_activation(Activation activation, Tensor gate, const Tensor& up) override;
     void add(Tensor x, const Tensor& y) override;
+    void scale_columns(Tensor x, const float* gain) override;
+    void scatter_columns(const Tensor& x, std::span<const int32_t> columns, Tensor y) override;
     void gather_rows(const Tensor& x, std::span<const int32_t> rows, Tensor out) override;
     void pool(const Tensor& x, std::span<const Sequence> sequences, Pooling pooling, bool normalize, Tensor out) override;
 
@@ -78,7 +80,7 @@ private:
     void float_part(const Tensor& x, const LinearPart& part, int64_t first, int64_t last) const;
     /// The products of float weights with `rows` rows of x, by FloatKind.
     const auto& float_work(int64_t rows) const { return rows <= kFewFloatRows ? kernels_.float_dots : kernels_.float_gemm; }
-    void linear(const LinearInput& input, std::span<const LinearPart> parts, LoraCall& adapters);
+    void linear(const LinearInput& input, std::span<const LinearPart> parts, AdapterCall& adapters);
     /// Row r as it is multiplied, written to `transformed` unless it is null: then to x or to this thread's scratch.
     const float* transformed_row(const LinearInput& input, int64_t r, float* transformed) const;
 

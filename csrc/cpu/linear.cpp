@@ -4,8 +4,8 @@
 #include <cstring>
 #include <optional>
 
+#include "cpu/adapters.h"
 #include "cpu/cpu_device.h"
-#include "cpu/lora.h"
 #include "cpu/memory.h"
 #include "cpu/panels.h"
 #include "cpu/quantizer.h"
@@ -92,16 +92,16 @@ const float* CpuDevice::transformed_row(const LinearInput& input, int64_t r, flo
 void CpuDevice::linear(const Tensor& x, std::span<const LinearPart> parts) {
     LinearInput input;
     input.x = x;
-    LoraCall none(kernels_, {}, nullptr, 0);
+    AdapterCall none(kernels_, {}, {}, 0);
     linear(input, parts, none);
 }
 
 void CpuDevice::fused_linear(const LinearInput& input, std::span<const LinearPart> parts) {
-    LoraCall adapters(kernels_, parts, input.row_adapter, input.x.rows);
+    AdapterCall adapters(kernels_, parts, input.adapter_rows, input.x.rows);
     linear(input, parts, adapters);
 }
 
-void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> parts, LoraCall& adapters) {
+void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> parts, AdapterCall& adapters) {
     const Tensor& x = input.x;
     const bool transforms = input.transform.kind != RowTransform::Kind::none;
     if (transforms) expect_same_shape(x, input.transformed, "linear");
@@ -173,7 +173,7 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
                                           LinearOutput{part.y.data, part.y.stride, part.bias, part.accumulate}, first, end);
                 else
                     float_part(multiplied, part, first, end);
-                if (!adapters.empty()) adapters.add(p, part.y, first, end);
+                if (!adapters.empty()) adapters.apply(p, part.y, first, end);
             }
             first = std::max<int64_t>(0, first - count), last -= count;
             if (last <= 0) return;

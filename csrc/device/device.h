@@ -59,14 +59,33 @@ struct LoraFactors {
     float scale = 1;
 };
 
+/// What one adapter makes of one linear layer, for the rows that name it:
+///     y = pivot + gain * (W x + bias + scale * B (A x) - pivot) + shift
+/// LoRA is B (A x) alone. DoRA (arXiv:2402.09353) also turns the length of every row of the merged matrix: gain, and pivot the
+/// bias, which it leaves alone. (IA)^3 (arXiv:2205.05638) is a gain, pivot 0. Biases that were trained are a shift.
+struct LinearAdapter {
+    LoraFactors lora;          ///< rank 0: none
+    Buffer gain, shift;        ///< f32 [out] or empty: 1 and 0
+    bool gain_of_bias = true;  ///< pivot is 0; false: pivot is the bias
+};
+
+/// The rows of a call that an adapter is for. Host.
+struct AdapterRows {
+    static constexpr int64_t kAll = -1;
+    const int32_t* rows = nullptr;  ///< [count], ascending
+    int64_t count = kAll;           ///< kAll: all rows of the call, and `rows` is not read
+    float weight = 1;               ///< of B (A x) and shift; a gain takes only 1
+};
+
 /// One product of a linear call: y = x W^T + bias (or y += ...), and the adapters of that layer.
 struct LinearPart {
     const Weight* weight = nullptr;  ///< [n, k], made by upload()
     const float* bias = nullptr;     ///< [n] on the device, or null
     Tensor y;                        ///< [rows of x, n]
     bool accumulate = false;         ///< y += W x + bias: the residual add
-    /// Host: one pointer for each adapter of the batch, null where it leaves this layer alone. Read by fused_linear() only.
-    std::span<const LoraFactors* const> adapters = {};
+    /// Host: one pointer for each of LinearInput::adapter_rows, null where that adapter leaves this layer alone. Read by
+    /// fused_linear() only. One with a gain does not go with `accumulate`.
+    std::span<const LinearAdapter* const> adapters = {};
 };
 
 /// What becomes of every row on its way into a linear layer.
@@ -86,8 +105,9 @@ struct LinearInput {
     /// [rows, k], may be x itself: room for the transformed rows. What it holds afterwards is undefined unless `keep`. Unused
     /// without a transform.
     Tensor transformed;
-    bool keep = false;                     ///< the caller wants the transformed rows
-    const int32_t* row_adapter = nullptr;  ///< host [rows]: index into LinearPart::adapters or -1; null: index 0 everywhere
+    bool keep = false;  ///< the caller wants the transformed rows
+    /// Host. A row may be in several of them; what they do is done in this order.
+    std::span<const AdapterRows> adapter_rows = {};
 };
 
 /// Consecutive tokens of one sequence in a packed batch, and where their keys are.
@@ -162,13 +182,16 @@ public:
 
     /// All parts read the same x [rows, k]: activations are converted once.
     virtual void linear(const Tensor& x, std::span<const LinearPart> parts) = 0;
-    /// y += scale * (x A^T) B^T for the rows that name an adapter. row_adapter (host) [x.rows]: index into `adapters`, or
-    /// -1; null: every row uses adapters[0]. A null adapter leaves its rows alone.
-    virtual void lora(const Tensor& x, std::span<const LoraFactors* const> adapters, const int32_t* row_adapter,
-                      Tensor y) = 0;
+    /// What adapters make of y = x W^T + bias, see LinearAdapter: adapters[i] for the rows of adapter_rows[i], a null one
+    /// leaves them alone. `bias` as it was in that product.
+    virtual void adapt(const Tensor& x, std::span<const LinearAdapter* const> adapters,
+                       std::span<const AdapterRows> adapter_rows, const float* bias, Tensor y) = 0;
     /// A norm or an activation, the products of its result and their adapters in one call. The default (fused_linear.cpp) is
     /// made of the small ops; a device that can do better does.
     virtual void fused_linear(const LinearInput& input, std::span<const LinearPart> parts);
+    /// The rows that input.transform makes of input.x, in the words of the small ops: input.transformed, or x without a
+    /// transform.
+    Tensor transform_rows(const LinearInput& input);
     /// out[i] = table[ids[i]] (+= if accumulate). ids: host [out.rows], in range.
     virtual void embed(const Weight& table, std::span<const int32_t> ids, Tensor out, bool accumulate) = 0;
 
@@ -187,9 +210,12 @@ public:
     virtual void activate(Activation activation, Tensor x) = 0;
     /// gate = activation(gate) * up
     virtual void gated_activation(Activation activation, Tensor gate, const Tensor& up) = 0;
-    virtual void add(Tensor x, const Tensor& y) = 0;  ///< x += y
+    virtual void add(Tensor x, const Tensor& y) = 0;              ///< x += y
+    virtual void scale_columns(Tensor x, const float* gain) = 0;  ///< x[:, c] *= gain[c]
     /// out[i] = x[rows[i]]; rows: host.
     virtual void gather_rows(const Tensor& x, std::span<const int32_t> rows, Tensor out) = 0;
+    /// y[:, columns[j]] = x[:, j]; columns: host, in range.
+    virtual void scatter_columns(const Tensor& x, std::span<const int32_t> columns, Tensor y) = 0;
     /// One row per sequence (keys and first_key unused); normalize: to unit L2 norm (as torch: / max(norm, 1e-12)).
     virtual void pool(const Tensor& x, std::span<const Sequence> sequences, Pooling pooling, bool normalize, Tensor out) = 0;
 };

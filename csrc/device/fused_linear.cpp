@@ -6,7 +6,7 @@
 
 namespace halfbyte {
 
-void Device::fused_linear(const LinearInput& input, std::span<const LinearPart> parts) {
+Tensor Device::transform_rows(const LinearInput& input) {
     const RowTransform& transform = input.transform;
     Tensor x = input.x;
     if (transform.kind == RowTransform::Kind::rms_norm) {
@@ -27,9 +27,14 @@ void Device::fused_linear(const LinearInput& input, std::span<const LinearPart> 
         else
             gated_activation(transform.activation, x, transform.up);
     }
+    return x;
+}
+
+void Device::fused_linear(const LinearInput& input, std::span<const LinearPart> parts) {
+    const Tensor x = transform_rows(input);
     linear(x, parts);
     for (const LinearPart& part : parts)
-        if (!part.adapters.empty()) lora(x, part.adapters, input.row_adapter, part.y);
+        if (!part.adapters.empty()) adapt(x, part.adapters, input.adapter_rows, part.bias, part.y);
 }
 
 }  // namespace halfbyte

@@ -29,30 +29,31 @@ private:
     Activation activation_ = Activation::gelu;
 };
 
-Tensor Bert::forward(const Context& context) const {
-    Tensor x = embed(context, tokens_, context.batch.tokens);
-    embed_add(context, positions_, context.batch.positions, x);
-    if (context.batch.token_types.empty()) {
-        const std::vector<int32_t> zeros(context.batch.tokens.size());
-        embed_add(context, token_types_, zeros, x);
+Tensor Bert::forward(const Context& all) const {
+    Tensor x = embed(all, tokens_, all.batch.tokens);
+    embed_add(all, positions_, all.batch.positions, x);
+    if (all.batch.token_types.empty()) {
+        const std::vector<int32_t> zeros(all.batch.tokens.size());
+        embed_add(all, token_types_, zeros, x);
     } else {
-        embed_add(context, token_types_, context.batch.token_types, x);
+        embed_add(all, token_types_, all.batch.token_types, x);
     }
     // Post-norm: the normalised sum is what the next sublayer reads and what it adds to.
     const Norm* norm = &embedding_norm_;
-    for (size_t i = 0; i < layers_.size(); i++) {
-        const Layer& layer = layers_[i];
+    for (int64_t i = 0; i < all.layers(info_.layers); i++) {
+        const Context context = all.in_layer(i);
+        const Layer& layer = layers_[size_t(all.layer(i))];
         const Workspace::Scope scratch(context.workspace);
 
         Tensor q, k, v;
-        linear(context, {&layer.q, &layer.k, &layer.v}, layer_normed_in_place(*norm, x), {&q, &k, &v});
-        linear_add(context, layer.attention_output, attention(context, int64_t(i), q, k, v, attention_), x);
+        linear(context, {&layer.q, &layer.k, &layer.v}, layer_normed_in_place(context, *norm, x), {&q, &k, &v});
+        linear_add(context, layer.attention_output, attention(context, i, q, k, v, attention_), x);
 
-        const Tensor up = linear(context, layer.up, layer_normed_in_place(layer.attention_norm, x));
+        const Tensor up = linear(context, layer.up, layer_normed_in_place(context, layer.attention_norm, x));
         linear_add(context, layer.down, activated(activation_, up), x);
         norm = &layer.output_norm;
     }
-    return layer_norm(context, *norm, x);
+    return layer_norm(all, *norm, x);
 }
 
 Bert::Bert(Loader& loader) {
@@ -107,13 +108,15 @@ Bert::Bert(Loader& loader) {
         layer.output_norm = loader.layer_norm({"output.LayerNorm", "layer_output_norm"}, hidden, eps);
     }
     loader.at_root();
+    loader.classification_head({"classifier", ""}, {"bert.pooler.dense", ""}, hidden, *this);
     // Heads that hidden states and embeddings do not pass through.
     for (const std::string_view head : {"pooler.*", "bert.pooler.*", "cls.*", "*embeddings.position_ids"})
         loader.ignore(head);
     loader.finish(*this);
 }
 
-constexpr std::string_view kHfNames[] = {"BertModel", "BertForMaskedLM", "BertForPreTraining"};
+constexpr std::string_view kHfNames[] = {"BertModel", "BertForMaskedLM", "BertForPreTraining",
+                                         "BertForSequenceClassification", "BertForTokenClassification"};
 constexpr std::string_view kModelTypes[] = {"bert"};
 
 std::unique_ptr<Model> load(Loader& loader) { return std::make_unique<Bert>(loader); }

@@ -31,25 +31,26 @@ private:
     Activation activation_ = Activation::gelu_tanh;
 };
 
-Tensor Gpt2::forward(const Context& context) const {
-    Tensor x = embed(context, tokens_, context.batch.tokens);
-    embed_add(context, positions_, context.batch.positions, x);
+Tensor Gpt2::forward(const Context& all) const {
+    Tensor x = embed(all, tokens_, all.batch.tokens);
+    embed_add(all, positions_, all.batch.positions, x);
     const int64_t hidden = info_.hidden_size;
-    for (size_t i = 0; i < layers_.size(); i++) {
-        const Layer& layer = layers_[i];
+    for (int64_t i = 0; i < all.layers(info_.layers); i++) {
+        const Context context = all.in_layer(i);
+        const Layer& layer = layers_[size_t(all.layer(i))];
         const Workspace::Scope scratch(context.workspace);
 
         const Tensor qkv = linear(context, layer.qkv, layer_normed(context, layer.attention_norm, x));
         AttentionParams params = attention_;
         params.scale = layer.scale;
-        const Tensor heads = attention(context, int64_t(i), qkv.columns(0, hidden), qkv.columns(hidden, hidden),
+        const Tensor heads = attention(context, i, qkv.columns(0, hidden), qkv.columns(hidden, hidden),
                                        qkv.columns(2 * hidden, hidden), params);
         linear_add(context, layer.attention_output, heads, x);
 
         const Tensor up = linear(context, layer.up, layer_normed(context, layer.mlp_norm, x));
         linear_add(context, layer.down, activated(activation_, up), x);
     }
-    return layer_norm(context, norm_, x);
+    return layer_norm(all, norm_, x);
 }
 
 Gpt2::Gpt2(Loader& loader) {
@@ -99,12 +100,15 @@ Gpt2::Gpt2(Loader& loader) {
     norm_ = loader.layer_norm({"transformer.ln_f", "output_norm"}, hidden, eps);
     info_.has_logits = loader.output_layer({"lm_head", "output"}, {"transformer.wte", "token_embd"}, hidden,
                                            info_.vocab_size, TiedByDefault::yes, output_);
+    const bool per_token = config.architecture() == "GPT2ForTokenClassification";
+    loader.classification_head({per_token ? "classifier" : "score", ""}, {}, hidden, *this);
     loader.ignore("*.attn.bias");  // causal masks of old checkpoints
     loader.ignore("*.attn.masked_bias");
     loader.finish(*this);
 }
 
-constexpr std::string_view kHfNames[] = {"GPT2LMHeadModel", "GPT2Model"};
+constexpr std::string_view kHfNames[] = {"GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification",
+                                         "GPT2ForTokenClassification"};
 constexpr std::string_view kModelTypes[] = {"gpt2"};
 
 std::unique_ptr<Model> load(Loader& loader) { return std::make_unique<Gpt2>(loader); }

@@ -31,23 +31,24 @@ private:
     Activation activation_ = Activation::silu;
 };
 
-Tensor Llama::forward(const Context& context) const {
-    Tensor x = embed(context, tokens_, context.batch.tokens);
-    for (size_t i = 0; i < layers_.size(); i++) {
-        const Layer& layer = layers_[i];
+Tensor Llama::forward(const Context& all) const {
+    Tensor x = embed(all, tokens_, all.batch.tokens);
+    for (int64_t i = 0; i < all.layers(info_.layers); i++) {
+        const Context context = all.in_layer(i);
+        const Layer& layer = layers_[size_t(all.layer(i))];
         const Workspace::Scope scratch(context.workspace);
 
         Tensor q, k, v;
         linear(context, {&layer.q, &layer.k, &layer.v}, rms_normed(context, layer.attention_norm, x), {&q, &k, &v});
         rope(context, rope_, attention_.head_dim, q);
         rope(context, rope_, attention_.head_dim, k);
-        linear_add(context, layer.o, attention(context, int64_t(i), q, k, v, attention_), x);
+        linear_add(context, layer.o, attention(context, i, q, k, v, attention_), x);
 
         Tensor gate, up;
         linear(context, {&layer.gate, &layer.up}, rms_normed(context, layer.mlp_norm, x), {&gate, &up});
         linear_add(context, layer.down, gated(activation_, gate, up), x);
     }
-    return rms_norm(context, norm_, x);
+    return rms_norm(all, norm_, x);
 }
 
 // llama.cpp's converter stores the rows of a head as rotary pairs (2j, 2j + 1); Hugging Face as halves (j, j + d/2).
@@ -121,11 +122,14 @@ Llama::Llama(Loader& loader) {
     norm_ = loader.rms_norm({"model.norm", "output_norm"}, hidden, eps);
     info_.has_logits = loader.output_layer({"lm_head", "output"}, {"model.embed_tokens", "token_embd"}, hidden,
                                            info_.vocab_size, TiedByDefault::no, output_);
+    loader.classification_head({"score", ""}, {}, hidden, *this);
     loader.ignore("*.rotary_emb.inv_freq");
     loader.finish(*this);
 }
 
-constexpr std::string_view kHfNames[] = {"LlamaForCausalLM", "LlamaModel", "MistralForCausalLM", "MistralModel"};
+constexpr std::string_view kHfNames[] = {
+    "LlamaForCausalLM",   "LlamaModel",   "LlamaForSequenceClassification",   "LlamaForTokenClassification",
+    "MistralForCausalLM", "MistralModel", "MistralForSequenceClassification", "MistralForTokenClassification"};
 constexpr std::string_view kModelTypes[] = {"llama", "mistral"};
 
 std::unique_ptr<Model> load(Loader& loader) { return std::make_unique<Llama>(loader); }

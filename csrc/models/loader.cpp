@@ -114,12 +114,12 @@ Buffer Loader::to_device(const std::vector<float>& values) {
     return buffer;
 }
 
-int Loader::add_module(Name name, int64_t in, int64_t out) {
-    Module module{hf_name(hf_prefix_, name.hf), "", in, out};
-    module.base_name = module.name;
+Module& Loader::add_module(Name name, Module::Kind kind, int64_t in, int64_t out) {
+    Module& module = modules_.emplace_back();
+    module.name = module.base_name = hf_name(hf_prefix_, name.hf);
+    module.kind = kind, module.in_features = in, module.out_features = out;
     if (module.name.starts_with(base_prefix_)) module.base_name.erase(0, base_prefix_.size());
-    modules_.push_back(std::move(module));
-    return int(modules_.size()) - 1;
+    return module;
 }
 
 void Loader::report(const std::string& tensor, const Weight& weight) {
@@ -172,12 +172,14 @@ Linear Loader::linear(Name name, int64_t in, int64_t out, const LinearOptions& o
     }
     if (checkpoint_.has_reference_rows()) order.clear();
     if (!order.empty()) weight = reorder_rows(weight, order);
-    weight = rounded(tensor, weight, rounding_of(name, options_.quantize));
+    weight = rounded(tensor, weight, rounding_of(name, options.as_stored ? "" : options_.quantize));
     report(tensor, weight);
 
+    Module& module = add_module(name, Module::Kind::linear, in, out);
+    module.conv1d = options.conv1d;
     Linear layer{.weight = device_.upload(weight),
                  .bias = {},
-                 .module = add_module(name, in, out),
+                 .module = int(modules_.size()) - 1,
                  .in_features = in,
                  .out_features = out};
     if (!bias.empty()) {
@@ -186,7 +188,7 @@ Linear Loader::linear(Name name, int64_t in, int64_t out, const LinearOptions& o
         for (size_t i = 0; i < order.size(); i++) ordered[i] = values[size_t(order[i])];
         layer.bias = to_device(ordered);
     }
-    return layer;
+    return module.linear = layer;
 }
 
 Embedding Loader::embedding(Name name, int64_t count, int64_t dim) {
@@ -200,13 +202,16 @@ Embedding Loader::embedding(Name name, int64_t count, int64_t dim) {
     const Weight weight = read(tensor);
     check_shape(tensor, weight, count, dim);
     report(tensor, weight);
-    return {.table = device_.upload_table(weight), .count = count, .dim = dim};
+    Module& module = add_module(name, Module::Kind::embedding, dim, count);
+    return module.table = {
+               .table = device_.upload_table(weight), .count = count, .dim = dim, .module = int(modules_.size()) - 1};
 }
 
 bool Loader::output_layer(Name own, Name embedding, int64_t in, int64_t out, TiedByDefault tied_by_default, Linear& layer) {
     const std::string tensor = find(own, ".weight"), table = require(embedding, ".weight");
     const bool tied = config().is_gguf() ? tensor.empty()
                                          : config().flag({"tie_word_embeddings", ""}, tied_by_default == TiedByDefault::yes);
+    if (config().architecture().ends_with("Classification")) return false;
     if (!tied && tensor.empty()) {
         if (config().architecture().ends_with("Model")) return false;
         require(own, ".weight");
@@ -221,6 +226,7 @@ bool Loader::output_layer(Name own, Name embedding, int64_t in, int64_t out, Tie
         }
         return true;
     }
+    tied_output_ = tied;
     Weight weight = read(tied ? table : tensor);
     if (tied && !tensor.empty() && !same_values(weight, read(tensor))) {
         fail(ErrorCode::unsupported, config().where(), ": tie_word_embeddings is true, but '", tensor, "' and '", table,
@@ -231,30 +237,57 @@ bool Loader::output_layer(Name own, Name embedding, int64_t in, int64_t out, Tie
     const bool round = !rounding.format.empty();
     if (round) weight = rounded(tied ? table : tensor, weight, rounding);
     if (!tied || round) report(tied ? canonical(own) + ".weight" : tensor, weight);
+    Module& module = add_module(own, Module::Kind::linear, in, out);
     layer = {.weight = device_.upload(weight, WeightUse::few_rows),
              .bias = {},
-             .module = add_module(own, in, out),
+             .module = int(modules_.size()) - 1,
              .in_features = in,
              .out_features = out};
     const std::string bias = find(own, ".bias");
     if (!bias.empty()) layer.bias = to_device(read_vector(bias, out));
+    module.linear = layer;
     return true;
 }
 
-Norm Loader::rms_norm(Name name, int64_t dim, double eps) {
+void Loader::classification_head(Name name, Name pooler, int64_t hidden, Model& model) {
+    if (options_.plan != nullptr) {  // no such names in GGUF files
+        for (const Name& layer : {name, pooler}) {
+            if (layer.hf.empty()) continue;
+            ignore(concat(layer.hf, ".*"));
+            if (layer.hf.starts_with(base_prefix_)) ignore(concat(layer.hf.substr(base_prefix_.size()), ".*"));
+        }
+        return;
+    }
+    model.info_.has_pooler = !pooler.hf.empty();
+    if (!find(pooler, ".weight").empty()) model.pooler_ = linear(pooler, hidden, hidden);
+    if (!find(name, ".weight").empty()) {
+        model.info_.labels = rows(name);
+        model.head_ = linear(name, hidden, model.info_.labels, {.as_stored = true});
+        return;
+    }
+    Module& module = add_module(name, Module::Kind::linear, hidden, 0);
+    module.linear.module = int(modules_.size()) - 1, module.linear.in_features = hidden;
+    model.head_ = module.linear;
+}
+
+Norm Loader::rms_norm(Name name, int64_t dim, double eps) { return norm(name, dim, eps, false); }
+
+Norm Loader::layer_norm(Name name, int64_t dim, double eps) { return norm(name, dim, eps, true); }
+
+Norm Loader::norm(Name name, int64_t dim, double eps, bool has_beta) {
     if (!(eps >= 0 && eps <= double(std::numeric_limits<float>::max()))) {
         fail(ErrorCode::corrupt, config().where(), ": the epsilon of its norms is ", eps,
              ", expected a small number from 0 on");
     }
     plan(require(name, ".weight"), name, ".weight", PlannedTensor::Role::vector, 1, dim);
-    return {.gamma = to_device(read_vector(require(name, ".weight"), dim)), .beta = {}, .eps = float(eps)};
-}
-
-Norm Loader::layer_norm(Name name, int64_t dim, double eps) {
-    Norm norm = rms_norm(name, dim, eps);
-    plan(require(name, ".bias"), name, ".bias", PlannedTensor::Role::vector, 1, dim);
-    norm.beta = to_device(read_vector(require(name, ".bias"), dim));
-    return norm;
+    Norm norm{.gamma = to_device(read_vector(require(name, ".weight"), dim)), .beta = {}, .eps = float(eps)};
+    if (has_beta) {
+        plan(require(name, ".bias"), name, ".bias", PlannedTensor::Role::vector, 1, dim);
+        norm.beta = to_device(read_vector(require(name, ".bias"), dim));
+    }
+    Module& module = add_module(name, Module::Kind::norm, dim, dim);
+    norm.module = int(modules_.size()) - 1;
+    return module.norm = norm;
 }
 
 void Loader::finish(Model& model) {
@@ -266,12 +299,15 @@ void Loader::finish(Model& model) {
     }
     config().finish();
     for (const auto& layer : options_.layers) {
-        const auto named = [&](const Module& module) { return module.name == layer.first; };
+        const auto named = [&](const Module& module) {
+            return module.kind == Module::Kind::linear && module.name == layer.first;
+        };
         if (std::any_of(modules_.begin(), modules_.end(), named)) continue;
         fail(ErrorCode::invalid_argument, checkpoint_.path().string(), ": quantize names '", layer.first,
              "', and no linear layer of the model has that name; quantize takes names as in Hugging Face files");
     }
     if (options_.progress) options_.progress(1.0);
+    model.info_.tied_output = tied_output_;
     model.unused_ = std::move(ignored_);
     model.modules_ = std::move(modules_);
     model.weights_ = std::move(weights_);

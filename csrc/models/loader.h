@@ -69,6 +69,7 @@ public:
 
     struct LinearOptions {
         bool bias_required = false;  ///< the config promises a bias; without this a bias is read where the file has one
+        bool as_stored = false;      ///< `quantize=` leaves it alone
         bool conv1d = false;         ///< Hugging Face float weights are stored [in, out] (GPT-2's Conv1D)
         /// Row i of the layer is row row_of(i) of a file of llama.cpp (see reorder_rows); empty: as they are.
         std::function<int64_t(int64_t)> row_of = {};
@@ -81,6 +82,9 @@ public:
     /// The layer over the vocabulary: the table of `embedding` where tied, else the file's own. False where there is none
     /// (a base model saved alone). Errors: not_found; unsupported where the config ties two tables that differ.
     bool output_layer(Name own, Name embedding, int64_t in, int64_t out, TiedByDefault tied, Linear& layer);
+    /// The classification head `name` (out features as the file has them) and, unless `pooler` is empty, the layer that the
+    /// first token of a sequence goes through on its way there; each is left without a weight where the file has none.
+    void classification_head(Name name, Name pooler, int64_t hidden, Model& model);
     Norm rms_norm(Name name, int64_t dim, double eps);
     Norm layer_norm(Name name, int64_t dim, double eps);
     /// A vector of floats ("<name>.weight") in host memory; empty if absent.
@@ -101,7 +105,8 @@ private:
     Weight read(const std::string& tensor);
     std::vector<float> read_vector(const std::string& tensor, int64_t size);
     Buffer to_device(const std::vector<float>& values);
-    int add_module(Name name, int64_t in, int64_t out);
+    Module& add_module(Name name, Module::Kind kind, int64_t in, int64_t out);
+    Norm norm(Name name, int64_t dim, double eps, bool has_beta);
     void report(const std::string& tensor, const Weight& weight);
     /// Adds to options_.plan, where there is one.
     void plan(const std::string& tensor, Name name, std::string_view suffix, PlannedTensor::Role role, int64_t rows,
@@ -114,6 +119,7 @@ private:
     Device& device_;
     const LoadOptions& options_;
     std::string base_prefix_, hf_prefix_, gguf_prefix_;
+    bool tied_output_ = false;
     std::set<std::string, std::less<>> read_;
     std::vector<std::string> ignored_;
     std::vector<Module> modules_;

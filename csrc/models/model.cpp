@@ -23,4 +23,14 @@ Tensor Model::logits(const Context& context, const Tensor& hidden) const {
          " checkpoint has no output layer over a vocabulary; it has hidden states");
 }
 
+Tensor Model::classify(const Context& context, const Tensor& hidden, bool per_token) const {
+    if (per_token || !info_.has_pooler) return linear(context, head_, hidden);
+    if (!pooler_.weight) {
+        fail(ErrorCode::not_found, "this ", info_.architecture,
+             " checkpoint has no pooler, which its classification head reads the first token through");
+    }
+    const Tensor pooled = linear(context, pooler_, hidden);
+    return linear(context, head_, activated(Activation::tanh, pooled));
+}
+
 }  // namespace halfbyte

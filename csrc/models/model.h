@@ -19,16 +19,26 @@ struct ModelInfo {
     std::string architecture;  ///< "llama"
     bool causal = false;       ///< a decoder with a KV cache
     bool has_logits = false;   ///< there is an output layer over the vocabulary
+    bool tied_output = false;  ///< whose weight is the table of the input embedding
     int64_t vocab_size = 0, hidden_size = 0, layers = 0, max_positions = 0;
     int64_t heads = 0, kv_heads = 0, head_dim = 0;
     int64_t token_types = 0;  ///< 0: the network takes no token types
+    int64_t labels = 0;       ///< outputs of the classification head; 0: the checkpoint has none (an adapter may bring one)
+    bool has_pooler = false;  ///< a head over whole sequences reads the first token through a pooler, as BERT's does
 };
 
-/// A linear layer by the name PEFT gives it, its index being Linear::module.
+/// A layer by the name PEFT gives it, its index being Linear::module, Norm::module or Embedding::module.
 struct Module {
+    enum class Kind { linear, norm, embedding };
     std::string name;       ///< inside the whole model: "model.layers.0.self_attn.q_proj"
     std::string base_name;  ///< inside the base model alone: "layers.0.self_attn.q_proj"
-    int64_t in_features = 0, out_features = 0;
+    Kind kind = Kind::linear;
+    int64_t in_features = 0, out_features = 0;  ///< tables: dim and count; norms: dim and dim
+    bool conv1d = false;                        ///< float weights are stored [in, out] (GPT-2's Conv1D)
+    // What the model runs, sharing its memory; the one that `kind` says.
+    Linear linear;
+    Norm norm;
+    Embedding table;
 };
 
 /// Immutable after loading: safe to share between threads and sessions.
@@ -39,6 +49,10 @@ public:
     virtual Tensor forward(const Context& context) const = 0;
     /// hidden [n, hidden] -> [n, vocab]. Only where info().has_logits.
     virtual Tensor logits(const Context& context, const Tensor& hidden) const;  // default: Error unsupported
+    /// Scores of classes [n, labels] from hidden [n, hidden]: of the token that a head over sequences reads (the first, or the
+    /// last of a causal model), or of every token (per_token). Only where info().labels > 0 or all rows have an adapter that
+    /// brings a head.
+    Tensor classify(const Context& context, const Tensor& hidden, bool per_token) const;
 
     const ModelInfo& info() const { return info_; }
     const std::vector<Module>& modules() const { return modules_; }
@@ -60,6 +74,7 @@ protected:
     std::vector<std::string> unused_;  // patterns: see Loader::ignore
     std::vector<Module> modules_;
     std::vector<WeightReport> weights_;
+    Linear pooler_, head_;  // no weight where the checkpoint has none
 };
 
 /// `pattern` is a whole name, or begins or ends with '*'.

@@ -73,12 +73,14 @@ private:
 
 /// Packed tokens of several sequences; no padding. All arrays are host memory of T = tokens.size() elements.
 struct Batch {
+    /// Ids; -1 - i where row i of the prompt of the adapter stands in the place of a token (prompt tuning).
     std::span<const int32_t> tokens;
     std::span<const int32_t> positions;
-    std::span<const int32_t> token_types;      ///< empty: all 0
-    std::span<const Sequence> sequences;       ///< cover rows 0 .. T-1 in order
-    std::span<const Adapter* const> adapters;  ///< adapters in use; empty: none
-    const int32_t* row_adapter = nullptr;      ///< [T] index into adapters or -1; null: adapters[0] everywhere
+    std::span<const int32_t> token_types;       ///< empty: all 0
+    std::span<const Sequence> sequences;        ///< cover rows 0 .. T-1 in order
+    std::span<const Adapter* const> adapters;   ///< adapters in use; empty: none
+    std::span<const AdapterRows> adapter_rows;  ///< for each of them
+    std::span<const int32_t> layers = {};       ///< the layers to run, one after the other; empty: each once, in order
 };
 
 struct Context {
@@ -86,7 +88,11 @@ struct Context {
     Workspace& workspace;
     const Batch& batch;
     KvCache* cache = nullptr;  ///< null for encoders
+    int64_t pass = -1;  ///< where Batch::layers says which layers run: the how manieth of them this is; -1 outside of layers
 
+    int64_t layers(int64_t own) const { return batch.layers.empty() ? own : int64_t(batch.layers.size()); }
+    int64_t layer(int64_t i) const { return batch.layers.empty() ? i : batch.layers[size_t(i)]; }
+    Context in_layer(int64_t i) const { return {device, workspace, batch, cache, batch.layers.empty() ? -1 : i}; }
     Tensor tensor(int64_t rows, int64_t cols) const { return workspace.tensor(rows, cols); }
     int64_t tokens() const { return int64_t(batch.tokens.size()); }
 };

@@ -21,22 +21,25 @@ struct Linear {
 struct Embedding {
     Weight table;  ///< uploaded for lookup
     int64_t count = 0, dim = 0;
+    int module = -1;
 };
 
 struct Norm {
     Buffer gamma, beta;  ///< f32 [dim]; beta empty for RMSNorm
     float eps = 0;
+    int module = -1;
 };
 
 // What a linear layer may read instead of a tensor: what a norm or an activation makes of it on the way, without a pass of its own.
 LinearInput rms_normed(const Context& context, const Norm& norm, const Tensor& x);    ///< x stays as it is
 LinearInput layer_normed(const Context& context, const Norm& norm, const Tensor& x);  ///< x stays as it is
-LinearInput layer_normed_in_place(const Norm& norm, const Tensor& x);  ///< x holds the normalised rows afterwards
-LinearInput activated(Activation activation, const Tensor& x);         ///< x is undefined afterwards
+LinearInput layer_normed_in_place(const Context& context, const Norm& norm,
+                                  const Tensor& x);             ///< x holds the normalised rows
+LinearInput activated(Activation activation, const Tensor& x);  ///< x is undefined afterwards
 /// activation(gate) * up; gate is undefined afterwards.
 LinearInput gated(Activation activation, const Tensor& gate, const Tensor& up);
 
-/// New tensor [x.rows, out].
+/// New tensor [x.rows, out]; wider where an adapter of the batch has replaced the layer by a wider one.
 Tensor linear(const Context& context, const Linear& layer, const LinearInput& input);
 Tensor linear(const Context& context, const Linear& layer, const Tensor& x);
 /// Several layers of one input in one call: ys[i] is a new tensor [x.rows, out_i].
@@ -48,8 +51,11 @@ void linear_add(const Context& context, const Linear& layer, const Tensor& x, Te
 
 Tensor embed(const Context& context, const Embedding& table, std::span<const int32_t> ids);
 void embed_add(const Context& context, const Embedding& table, std::span<const int32_t> ids, Tensor x);
+/// x = the rows of ids, or x += them. Ids below 0 are prompts (see Batch::tokens).
+void embed(const Context& context, const Embedding& table, std::span<const int32_t> ids, Tensor x, bool accumulate);
 
 Tensor layer_norm(const Context& context, const Norm& norm, const Tensor& x);
+void layer_norm(const Context& context, const Norm& norm, const Tensor& x, Tensor out);  ///< out may be x
 Tensor rms_norm(const Context& context, const Norm& norm, const Tensor& x);
 
 /// Self-attention of the batch. With a cache: k and v are stored behind the keys of `layer` first; without: within the

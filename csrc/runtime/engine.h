@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -17,7 +16,8 @@
 #include "device/device.h"
 #include "models/loader.h"
 #include "models/model.h"
-#include "nn/adapter.h"
+#include "runtime/adapter_mix.h"
+#include "runtime/adapter_registry.h"
 #include "runtime/sampler.h"
 #include "runtime/text.h"
 
@@ -49,14 +49,20 @@ struct TokenBatch {
     std::span<const int64_t> lengths;      ///< one per sequence, each >= 0, summing to total
     std::span<const int32_t> positions;    ///< [total] or empty: 0, 1, 2, ... in each sequence
     std::span<const int32_t> token_types;  ///< [total] or empty: 0
+    /// Empty: none; one: for all sequences; else one for each sequence.
+    std::span<const AdapterMix> adapters = {};
+
+    const AdapterMix* adapter(size_t sequence) const {
+        return adapters.empty() ? nullptr : &adapters[adapters.size() == 1 ? 0 : sequence];
+    }
 };
 
 struct GenerateOptions {
     int64_t max_tokens = 256;  ///< stops with "length" here, or where the context is full
     SamplingOptions sampling;
-    std::vector<std::string> stop;           ///< needs a vocabulary (Engine::set_vocabulary)
-    std::vector<int32_t> stop_tokens;        ///< end-of-sequence ids; not part of the output
-    std::shared_ptr<const Adapter> adapter;  ///< null: none
+    std::vector<std::string> stop;     ///< needs a vocabulary (Engine::set_vocabulary)
+    std::vector<int32_t> stop_tokens;  ///< end-of-sequence ids; not part of the output
+    AdapterMix adapter;
 };
 
 class Engine;
@@ -101,19 +107,24 @@ public:
     double load_seconds() const { return load_seconds_; }
     DType cache_dtype() const { return cache_dtype_; }  ///< of the KV caches of generations
 
-    /// out: [total, vocab]. Errors: invalid_argument (a token id out of range, too many positions, no output layer).
-    void logits(const TokenBatch& batch, const Adapter* adapter, float* out) const;
+    // Rows of `out` are the tokens given; those that an adapter puts in front of them are left out.
+    /// Columns of the logits of a batch: the vocabulary, or that of the adapter that has the largest.
+    int64_t logits_size(const TokenBatch& batch) const;
+    /// out: [total, logits_size()]; -infinity in columns that the adapter of a row does not have. Errors: invalid_argument (a
+    /// token id out of range, too many positions, no output layer).
+    void logits(const TokenBatch& batch, float* out) const;
     /// out: [total, hidden], after the final norm.
-    void hidden_states(const TokenBatch& batch, const Adapter* adapter, float* out) const;
+    void hidden_states(const TokenBatch& batch, float* out) const;
     /// out: [sequences, hidden]. Errors: invalid_argument for an empty sequence, too.
-    void embed(const TokenBatch& batch, const Adapter* adapter, Pooling pooling, bool normalize, float* out) const;
+    void embed(const TokenBatch& batch, Pooling pooling, bool normalize, float* out) const;
+    /// Labels of the classification head of the model or of the adapters of a batch. Errors: not_found where there is none;
+    /// invalid_argument where the sequences of the batch have heads of different sizes.
+    int64_t labels(const TokenBatch& batch) const;
+    /// out: [sequences, labels()] or, per_token, [total, labels()]: the scores before any softmax.
+    void classify(const TokenBatch& batch, bool per_token, float* out) const;
 
-    /// Reads a PEFT folder and keeps it under `name`, replacing one of that name. Errors: those of read_peft_adapter.
-    void load_adapter(const std::filesystem::path& path, const std::string& name);
-    /// Calls in flight keep it until they end. Error not_found, naming those there are.
-    void unload_adapter(const std::string& name);
-    std::shared_ptr<const Adapter> adapter(const std::string& name) const;
-    std::vector<std::string> adapter_names() const;
+    /// The adapters by their names. They outlive what uses them.
+    AdapterRegistry& adapters() const { return *adapters_; }
 
     /// Bytes of every token id ("" for those that show nothing), for text and stop strings.
     void set_vocabulary(std::vector<std::string> pieces);
@@ -136,23 +147,29 @@ public:
 private:
     /// Sequences of the batch that were run together: rows of `hidden` are rows first_row .. of the batch.
     struct Chunk {
-        const Context& context;
-        Tensor hidden;                        // [rows of the sequences, hidden]
-        std::span<const Sequence> sequences;  // without the empty ones
-        int64_t first_row, first_sequence;
+        Device& device;
+        Workspace& workspace;
+        Tensor hidden;                              // [rows of the sequences, hidden]
+        std::span<const Sequence> sequences;        // without the empty ones
+        std::span<const AdapterMix* const> of_row;  // [rows of hidden]
+        std::span<const int32_t> row;               // [rows of hidden], of the batch; below 0: of an adapter
+        int64_t first_row, first_sequence, rows;    // of the batch: rows `first_row` .. + `rows`
+        bool has_virtual;                           // there is a row of an adapter
     };
+    /// f(rows of hidden, context for them, first of them) for those that are the batch's own, at most `most` at a time.
+    void for_real_rows(const Chunk& chunk, int64_t most, FunctionRef<void(const Context&, const Tensor&, int64_t)> f) const;
     Engine() = default;
     void check(const TokenBatch& batch) const;
     /// Runs the whole batch, as many sequences at a time as memory should be spent on.
-    void run(const TokenBatch& batch, const Adapter* adapter, FunctionRef<void(const Chunk&)> consume) const;
+    void run(const TokenBatch& batch, FunctionRef<void(const Chunk&)> consume) const;
 
     std::string format_, path_;
     double load_seconds_ = 0;
     DType cache_dtype_ = DType::f16;
     std::shared_ptr<Device> device_;
     std::unique_ptr<Model> model_;
-    mutable std::mutex mutex_;  // guards the three below
-    std::map<std::string, std::shared_ptr<const Adapter>> adapters_;
+    std::unique_ptr<AdapterRegistry> adapters_;
+    mutable std::mutex mutex_;  // guards the two below
     std::shared_ptr<const std::vector<std::string>> vocabulary_;
     mutable std::vector<std::unique_ptr<Workspace>> workspaces_;  // not lent at the moment
 };

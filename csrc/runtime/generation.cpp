@@ -15,10 +15,11 @@ constexpr int64_t kPromptChunk = 256;
 // Room for generated tokens that a cache starts with; it doubles when full, up to what the generation may need.
 constexpr int64_t kFirstTokens = 256;
 
-std::unique_ptr<KvCache> make_cache(const Engine& engine, int64_t capacity) {
+std::unique_ptr<KvCache> make_cache(const Engine& engine, const AdapterMix& mix, int64_t capacity) {
     const ModelInfo& info = engine.info();
-    return std::make_unique<KvCache>(engine.device(),
-                                     KvFormat{engine.cache_dtype(), info.layers, info.kv_heads, info.head_dim}, 1, capacity);
+    const int64_t layers = mix.layer_count(info.layers);
+    return std::make_unique<KvCache>(engine.device(), KvFormat{engine.cache_dtype(), layers, info.kv_heads, info.head_dim},
+                                     1, capacity);
 }
 
 }  // namespace
@@ -27,6 +28,9 @@ struct Generation::State {
     Sampler sampler;
     TextStream text;
     std::shared_ptr<const std::vector<std::string>> vocabulary;  // null: no text
+    std::vector<int32_t> prompt;                                 // with the rows of an adapter in front of it
+    int64_t prefix = 0;                                          // keys of an adapter in front of that
+    int64_t active = 0;                                          // the adapter acts from this of `prompt` on
     int64_t most_keys = 0;                                       // tokens that the cache may have to hold
     int64_t cached = 0;                                          // tokens whose keys and values are there
     std::unique_ptr<KvCache> cache;
@@ -46,28 +50,38 @@ Generation::Generation(std::shared_ptr<const Engine> engine, std::span<const int
         fail(ErrorCode::invalid_argument,
              "generate: the prompt is empty; give at least one token, such as the beginning of sequence");
     const int64_t positions = info.max_positions > 0 ? info.max_positions : std::numeric_limits<int32_t>::max();
-    if (prompt_tokens() > positions)
-        fail(ErrorCode::invalid_argument, "generate: the prompt has ", prompt_.size(), " tokens, more than the ", positions,
+    const AdapterMix& mix = options_.adapter;
+    const int64_t vocab_size = mix.vocab_size(info.vocab_size), virtual_tokens = mix.virtual_tokens();
+    if (prompt_tokens() + virtual_tokens > positions)
+        fail(ErrorCode::invalid_argument, "generate: the prompt has ", prompt_.size(), " tokens",
+             virtual_tokens > 0 ? concat(" and the adapter ", virtual_tokens) : "", ", more than the ", positions,
              " positions of this model: shorten it");
     for (size_t i = 0; i < prompt_.size(); i++)
-        if (prompt_[i] < 0 || prompt_[i] >= info.vocab_size)
+        if (prompt_[i] < 0 || prompt_[i] >= vocab_size)
             fail(ErrorCode::invalid_argument, "generate: token ", i, " of the prompt: expected an id from 0 to ",
-                 info.vocab_size - 1, " (the vocabulary of this model), found ", prompt_[i]);
+                 vocab_size - 1, " (the vocabulary of this model), found ", prompt_[i]);
     if (options_.max_tokens < 1)
         fail(ErrorCode::invalid_argument, "generate: max_tokens must be 1 or more, found ", options_.max_tokens);
 
     state_ = std::make_unique<State>(State{.sampler = Sampler(options_.sampling),
                                            .text = TextStream(options_.stop),
                                            .vocabulary = engine_->vocabulary(),
+                                           .prompt = {},
+                                           .prefix = mix.prefix_tokens(),
+                                           .active = mix.first_active(prompt_),
                                            .most_keys = positions,
-                                           .cached = 0,
+                                           .cached = mix.prefix_tokens(),
                                            .cache = nullptr,
-                                           .logits = std::vector<float>(size_t(info.vocab_size))});
+                                           .logits = std::vector<float>(size_t(mix.output_size(info.vocab_size)))});
+    for (int64_t i = 0; i < mix.prompt_tokens(); i++) state_->prompt.push_back(int32_t(-1 - i));
+    state_->prompt.insert(state_->prompt.end(), prompt_.begin(), prompt_.end());
     if (!options_.stop.empty() && state_->vocabulary == nullptr)
         fail(ErrorCode::invalid_argument, "generate: stop strings need the bytes of every token: set the vocabulary first");
     // The last token generated is never read back: it needs no place.
-    if (options_.max_tokens - 1 < positions - prompt_tokens()) state_->most_keys = prompt_tokens() + options_.max_tokens - 1;
-    state_->cache = make_cache(*engine_, std::min(state_->most_keys, prompt_tokens() + kFirstTokens));
+    const int64_t first_keys = prompt_tokens() + virtual_tokens;
+    if (options_.max_tokens - 1 < positions - first_keys) state_->most_keys = first_keys + options_.max_tokens - 1;
+    state_->cache = make_cache(*engine_, mix, std::min(state_->most_keys, first_keys + kFirstTokens));
+    store_prefix(engine_->device(), mix, 0, *state_->cache);
     state_->sampler.observe_prompt(prompt_);
 }
 
@@ -80,13 +94,15 @@ bool Generation::step() {
     Device& device = engine_->device();
 
     // Tokens that are not in the cache yet: the next of the prompt, or the last one generated.
-    const bool reading = state.cached < prompt_tokens();
-    const int64_t rows = reading ? std::min(kPromptChunk, prompt_tokens() - state.cached) : 1;
+    const int64_t read = state.cached - state.prefix, to_read = int64_t(state.prompt.size());
+    const bool reading = read < to_read;
+    const int64_t rows = reading ? std::min(kPromptChunk, to_read - read) : 1;
     const std::span<const int32_t> tokens =
-        reading ? std::span(prompt_).subspan(size_t(state.cached), size_t(rows)) : std::span(tokens_).last(1);
+        reading ? std::span<const int32_t>(state.prompt).subspan(size_t(read), size_t(rows)) : std::span(tokens_).last(1);
     const int64_t keys = state.cached + rows;
     if (keys > state.cache->capacity()) {
-        std::unique_ptr<KvCache> larger = make_cache(*engine_, std::min(state.most_keys, 2 * state.cache->capacity()));
+        std::unique_ptr<KvCache> larger =
+            make_cache(*engine_, options_.adapter, std::min(state.most_keys, 2 * state.cache->capacity()));
         larger->copy_from(*state.cache, state.cached);
         state.cache = std::move(larger);
     }
@@ -94,22 +110,30 @@ bool Generation::step() {
         std::vector<int32_t> positions;
         for (int64_t i = state.cached; i < keys; i++) positions.push_back(int32_t(i));
         const Sequence sequence{.first_row = 0, .rows = rows, .first_key = 0, .keys = keys};
-        const Adapter* adapter = options_.adapter.get();
+        std::vector<const AdapterMix*> mixes(static_cast<size_t>(rows), &options_.adapter);
+        for (int64_t i = 0; i < std::min(rows, state.active - read); i++) mixes[size_t(i)] = nullptr;
+        // Where there are no invocation tokens in the prompt, an activated adapter sleeps to the end.
+        if (state.active == to_read) mixes.assign(mixes.size(), nullptr);
+        const AdapterBatch adapters(mixes), of_last(std::span<const AdapterMix* const>(mixes).last(1));
         const Batch batch{.tokens = tokens,
                           .positions = positions,
                           .token_types = {},
                           .sequences = {&sequence, 1},
-                          .adapters = {&adapter, size_t(adapter == nullptr ? 0 : 1)},
-                          .row_adapter = nullptr};
+                          .adapters = adapters.adapters(),
+                          .adapter_rows = adapters.rows(),
+                          .layers = options_.adapter.layers()};
         const Engine::WorkspaceLease workspace(*engine_);
         const Workspace::Scope scope(*workspace);
         const Context context{device, *workspace, batch, state.cache.get()};
         const Tensor hidden = engine_->model().forward(context);
-        if (keys < prompt_tokens()) {
+        if (reading && rows < to_read - read) {
             state.cached = keys;
             return true;
         }
-        const Tensor logits = engine_->model().logits(context, hidden.row_range(rows - 1, 1));
+        Batch last = batch;
+        last.adapters = of_last.adapters(), last.adapter_rows = of_last.rows();
+        const Tensor logits =
+            engine_->model().logits(Context{device, *workspace, last, nullptr}, hidden.row_range(rows - 1, 1));
         device.copy_to_host(state.logits.data(), logits.data, state.logits.size() * sizeof(float));
     }
     const int32_t token = state.sampler.sample(state.logits);

@@ -50,6 +50,12 @@ constexpr std::string_view kNoEffect[] = {
     "rank_pattern",
     "alpha_pattern",
     "bias",
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "layer_replication",
 };
 
 // A value that switches its field off.
@@ -135,8 +141,25 @@ LoraConfig::LoraConfig(std::string_view text, std::string where) : where_(std::m
              "; halfbyte does not apply it yet, and without it the adapter would give other answers");
     }
     const Json bias = config.value("bias", Json("none"));
-    if (bias != "none") {
-        fail(ErrorCode::unsupported, where_, ": bias is ", shown(bias), "; halfbyte applies adapters with \"none\"");
+    if (bias != "none" && bias != "all" && bias != "lora_only") {
+        fail(ErrorCode::unsupported, where_, ": bias is ", shown(bias), R"(; expected "none", "all" or "lora_only")");
+    }
+    biases_ = bias != "none";
+    const auto flag = [&](const char* field) {
+        const Json value = config.value(field, Json());
+        if (!value.is_boolean() && !value.is_null())
+            fail(ErrorCode::corrupt, where_, ": '", field, "' must be true or false, found ", shown(value));
+        return value.is_boolean() && value.get<bool>();
+    };
+    dora_ = flag("use_dora"), lora_bias_ = flag("lora_bias");
+    if (const Json tokens = config.value("alora_invocation_tokens", Json()); !tokens.is_null()) {
+        const auto good = [](const Json& id) {
+            return id.is_number_integer() && id.get<double>() >= 0 &&
+                   id.get<double>() <= double(std::numeric_limits<int32_t>::max());
+        };
+        if (!tokens.is_array() || !std::all_of(tokens.begin(), tokens.end(), good))
+            fail(ErrorCode::corrupt, where_, ": 'alora_invocation_tokens' must be a list of tokens, found ", shown(tokens));
+        for (const Json& id : tokens) invocation_tokens_.push_back(id.get<int32_t>());
     }
     const Json init = config.value("init_lora_weights", Json(true));
     if (!keeps_base(init)) {
@@ -175,11 +198,7 @@ LoraConfig::LoraConfig(std::string_view text, std::string where) : where_(std::m
         return list;
     };
     fields.r = required("r"), fields.alpha = required("lora_alpha");
-    const Json stabilized = config.value("use_rslora", Json());
-    if (!stabilized.is_boolean() && !stabilized.is_null()) {
-        fail(ErrorCode::corrupt, where_, ": 'use_rslora' must be true or false, found ", shown(stabilized));
-    }
-    fields.rank_stabilized = stabilized.is_boolean() && stabilized.get<bool>();
+    fields.rank_stabilized = flag("use_rslora");
     fields.ranks = patterns("rank_pattern"), fields.alphas = patterns("alpha_pattern");
     fields_ = std::make_unique<const Fields>(std::move(fields));
 }

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace halfbyte {
 
@@ -19,10 +20,16 @@ public:
     /// alpha / r or alpha / sqrt(r), as LoraLayer.update_layer computes it. `module` as it is named in the adapter, `rank` that
     /// of its tensors. Error corrupt where the config says another rank or the scale is no finite number.
     float scale(const std::string& module, int64_t rank) const;
+    bool dora() const { return dora_; }
+    bool lora_bias() const { return lora_bias_; }                                         ///< B has a bias
+    bool has_biases() const { return biases_; }                                           ///< `bias` is not "none"
+    const std::vector<int32_t>& invocation_tokens() const { return invocation_tokens_; }  ///< of an aLoRA, else empty
 
 private:
     struct Fields;
     std::string where_;
+    bool dora_ = false, lora_bias_ = false, biases_ = false;
+    std::vector<int32_t> invocation_tokens_;
     std::unique_ptr<const Fields> fields_;
 };
 

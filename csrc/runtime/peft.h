@@ -8,17 +8,17 @@
 #include "core/mapped_file.h"
 #include "models/model.h"
 #include "nn/adapter.h"
-#include "runtime/lora_config.h"
+#include "runtime/peft_config.h"
 
 namespace halfbyte {
 
-/// adapter_config.json + adapter_model.safetensors of PEFT (peft 0.21, src/peft/tuners/lora). Every tensor must bind to a
-/// module of the model and every field that changes the result must be understood.
+/// adapter_config.json + adapter_model.safetensors of PEFT (peft 0.21, src/peft/utils/save_and_load.py). Every tensor must bind
+/// to a module of the model and every field that changes the result must be understood.
 /// Errors: not_found, corrupt (shapes that do not fit the layer), unsupported (naming the field or tensor).
 std::shared_ptr<const Adapter> read_peft_adapter(const std::filesystem::path& folder, std::string name, const Model& model,
                                                  Device& device);
 /// The same from what its two files hold.
-std::shared_ptr<const Adapter> bind_peft_adapter(const LoraConfig& config, const std::shared_ptr<const MappedFile>& file,
+std::shared_ptr<const Adapter> bind_peft_adapter(const PeftConfig& config, const std::shared_ptr<const MappedFile>& file,
                                                  std::string name, const Model& model, Device& device);
 
 }  // namespace halfbyte

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .adapters import Mix
+
 __version__: str
 
 class Error(Exception):
@@ -244,7 +246,9 @@ class Engine:
     @property
     def parallel_regions(self) -> int:
         """Work that was shared among threads so far, each a fork and a join."""
-    def logits(self, tokens: NDArray[np.int32], lengths: NDArray[np.int64], adapter: str | None) -> NDArray[np.float32]:
+    def logits(
+        self, tokens: NDArray[np.int32], lengths: NDArray[np.int64], adapters: list[Mix] | None
+    ) -> NDArray[np.float32]:
         """[total, vocab]"""
     def hidden_states(
         self,
@@ -252,7 +256,7 @@ class Engine:
         lengths: NDArray[np.int64],
         positions: NDArray[np.int32] | None,
         token_types: NDArray[np.int32] | None,
-        adapter: str | None,
+        adapters: list[Mix] | None,
     ) -> NDArray[np.float32]:
         """[total, hidden]"""
     def embed(
@@ -262,13 +266,23 @@ class Engine:
         token_types: NDArray[np.int32] | None,
         pooling: str,
         normalize: bool,
-        adapter: str | None,
+        adapters: list[Mix] | None,
     ) -> NDArray[np.float32]:
         """[sequences, hidden]; pooling: mean, cls, max, last"""
-    def load_adapter(self, path: str, name: str) -> None: ...
+    def classify(
+        self,
+        tokens: NDArray[np.int32],
+        lengths: NDArray[np.int64],
+        token_types: NDArray[np.int32] | None,
+        per_token: bool,
+        adapters: list[Mix] | None,
+    ) -> NDArray[np.float32]: ...
+    def load_adapter(self, path: str, name: str, pinned: bool, lazily: bool) -> None: ...
+    def set_adapter_budget(self, bytes: int) -> None: ...
+    def adapter_stats(self) -> dict[str, int]: ...
+    def adapter_info(self, name: str) -> dict[str, Any]: ...
     def unload_adapter(self, name: str) -> None: ...
     def adapter_names(self) -> list[str]: ...
-    def adapter_modules(self, name: str) -> list[str]: ...
     def modules(self) -> list[tuple[str, int, int]]: ...
     def set_vocabulary(self, pieces: Sequence[bytes]) -> None: ...
     def generate(
@@ -285,13 +299,13 @@ class Engine:
         seed: int,
         stop: Sequence[str],
         stop_tokens: Sequence[int],
-        adapter: str | None,
+        adapter: Mix | None,
     ) -> Generation: ...
 
 class BatchDecoder:
     """Several sequences decoded side by side. For one thread at a time."""
 
-    def __init__(self, engine: Engine, sequences: int, capacity: int, adapter: str | None) -> None: ...
+    def __init__(self, engine: Engine, sequences: int, capacity: int, adapters: list[Mix] | None) -> None: ...
     def extend(self, tokens: NDArray[np.int32], lengths: NDArray[np.int64]) -> None:
         """Append lengths[s] >= 1 tokens to every sequence, in one pass; releases the GIL."""
     def truncate(self, tokens: int) -> None:

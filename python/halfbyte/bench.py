@@ -218,7 +218,7 @@ def _load_adapter(engine: _core.Engine, adapter: str | None) -> int:
         if not rank.isdecimal() or int(rank) < 1:
             raise InvalidArgumentError(f"bench: expected a PEFT folder or random:RANK, found {adapter!r}")
         path = bench_models.made_adapter(engine, int(rank))
-    engine.load_adapter(str(path), ADAPTER)
+    engine.load_adapter(str(path), ADAPTER, False, False)
     return sum(file.stat().st_size for file in path.glob("adapter_model*.safetensors"))
 
 

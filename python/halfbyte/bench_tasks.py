@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from .adapters import mix
 from .errors import InternalError, InvalidArgumentError
 
 TASKS = ("decode", "prefill", "batch", "encode")
@@ -79,7 +80,7 @@ def _encode(engine: _core.Engine, size: Size, adapter: str | None) -> Callable[[
 
     def once() -> float:
         start = time.perf_counter()
-        engine.embed(tokens, lengths, None, "mean", True, adapter)
+        engine.embed(tokens, lengths, None, "mean", True, [mix(adapter)])
         return time.perf_counter() - start
 
     return once
@@ -90,7 +91,7 @@ def _batch(engine: _core.Engine, size: Size, adapter: str | None) -> Callable[[]
     prompts = spread_tokens(engine.info(), size.prompt_tokens * size.batch)
     long, one = np.full(size.batch, size.prompt_tokens, np.int64), np.ones(size.batch, np.int64)
 
-    decoder = _core.BatchDecoder(engine, size.batch, size.prompt_tokens + size.decode_tokens, adapter)
+    decoder = _core.BatchDecoder(engine, size.batch, size.prompt_tokens + size.decode_tokens, [mix(adapter)])
     decoder.extend(prompts, long)
 
     def once() -> float:
@@ -110,7 +111,7 @@ def _generate(engine: _core.Engine, size: Size, adapter: str | None, decode: boo
     def once() -> float:
         # Greedy and without an end-of-sequence token: it goes on to the end, whatever it says.
         start = time.perf_counter()
-        generation = engine.generate(prompt, after_prompt + 1, 0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, [], [], adapter)
+        generation = engine.generate(prompt, after_prompt + 1, 0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, [], [], mix(adapter))
         while not generation.tokens and generation.step():  # the prompt, and the first token that comes with it
             pass
         if decode:

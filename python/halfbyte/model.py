@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from . import _core, pooling
+from .adapters import AdapterChoice, AdapterMethods, mix
+from .batch import BatchMethods
 from .chat import Message, render
 from .errors import InvalidArgumentError, NotFoundError, UnsupportedError
 from .gguf_tokenizer import load_gguf_tokenizer
+from .numbers import NumberMethods
 from .ops import Precision, thread_count
-from .packing import TokenLists, pack, token_ids, unpack, whole
+from .packing import token_ids, whole
 from .rounding import roundings
-from .stream import GenerationOptions, Stream, token_iterator
+from .stream import GenerationOptions, Stream, sampling_options, stop_texts, token_iterator
 from .tokenizer import Tokenizer, config_stop_ids, load_folder_tokenizer
 
 if TYPE_CHECKING:
@@ -81,7 +84,7 @@ def load(
     return Model(engine, location)
 
 
-class Model:
+class Model(AdapterMethods, BatchMethods, NumberMethods):
     """A checkpoint ready to run. Safe to use from many threads at once; made by :func:`load`."""
 
     def __init__(self, engine: _core.Engine, path: Path) -> None:
@@ -186,7 +189,7 @@ class Model:
         frequency_penalty: float = 0.0,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
-        adapter: str | None = None,
+        adapter: AdapterChoice = None,
         stream: bool = False,
     ) -> str | Stream:
         """Continue a prompt; the prompt itself isn't returned.
@@ -203,7 +206,8 @@ class Model:
             frequency_penalty: subtracted from the logits of tokens in the output, for each time that they occur.
             seed: the same seed gives the same text; None: another each time.
             stop: strings that end the text; they aren't part of it.
-            adapter: name given to :meth:`load_adapter`; None: the model alone.
+            adapter: name given to :meth:`load_adapter`, or {name: weight, ...} for the weighted sum of LoRA adapters;
+                None: the model alone.
             stream: True: return a :class:`Stream`, an iterator of pieces of text as they become certain.
 
         Raises:
@@ -341,156 +345,12 @@ class Model:
             return () if end is None else (int(end),)
 
     def _start(self, ids: NDArray[np.int32], options: GenerationOptions) -> _core.Generation:
-        stop = options.get("stop", ())
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if not all(isinstance(s, str) and s for s in stops):
-            raise InvalidArgumentError(f"generate: stop must be a text or texts, none of them empty, got {stop!r}")
-        seed = options.get("seed")
+        sampling = sampling_options(options)
         return self._engine.generate(
             ids,
             whole("max_tokens", options.get("max_tokens", 256)),
-            options.get("temperature", 0.0),
-            whole("top_k", options.get("top_k", 0)),
-            options.get("top_p", 1.0),
-            options.get("min_p", 0.0),
-            options.get("repetition_penalty", 1.0),
-            options.get("presence_penalty", 0.0),
-            options.get("frequency_penalty", 0.0),
-            int.from_bytes(os.urandom(8), "little") if seed is None else int(seed) % 2**64,
-            stops,
-            self._stop_ids(),
-            options.get("adapter"),
+            **sampling,
+            stop=stop_texts(options),
+            stop_tokens=self._stop_ids(),
+            adapter=mix(options.get("adapter")),
         )
-
-    # ---- numbers
-
-    def logits(self, token_lists: TokenLists, adapter: str | None = None) -> NDArray[np.float32]:
-        """Scores of every next token: [batch, tokens, vocab] for token ids [batch, tokens].
-
-        The lists may differ in length: rows past the end of a shorter one are zeros. No special tokens are added.
-        """
-        packed = pack("logits: token_lists", token_lists)
-        rows = self._engine.logits(packed.tokens, packed.lengths, adapter)
-        return unpack(rows, packed.lengths)
-
-    def hidden_states(
-        self,
-        token_ids: TokenLists,
-        attention_mask: ArrayLike | None = None,
-        token_type_ids: TokenLists | None = None,
-        adapter: str | None = None,
-    ) -> NDArray[np.float32]:
-        """Hidden states behind the last norm: [batch, tokens, hidden] for token ids [batch, tokens].
-
-        Args:
-            token_ids: a rectangle, or lists that differ in length.
-            attention_mask: [batch, tokens], 1 or True where there is a token. The others are left out of the
-                computation (the rest keep their positions), and their rows in the result are zeros. None: all ones.
-            token_type_ids: like token_ids; None: all 0.
-            adapter: name given to :meth:`load_adapter`; None: the model alone.
-
-        """
-        packed = pack("hidden_states: token_ids", token_ids)
-        types = None if token_type_ids is None else pack("hidden_states: token_type_ids", token_type_ids)
-        if types is not None and not np.array_equal(types.lengths, packed.lengths):
-            raise InvalidArgumentError("hidden_states: token_type_ids must have the shape of token_ids")
-        type_ids = None if types is None else types.tokens
-        if attention_mask is None:
-            rows = self._engine.hidden_states(packed.tokens, packed.lengths, None, type_ids, adapter)
-            return unpack(rows, packed.lengths)
-        mask = np.asarray(attention_mask)
-        batch, longest = len(packed.lengths), int(packed.lengths.max(initial=0))
-        if mask.shape != (batch, longest) or np.any(packed.lengths != longest):
-            raise InvalidArgumentError(
-                f"hidden_states: attention_mask must have the shape of token_ids [batch, tokens], got {mask.shape} "
-                f"for {batch} lists of at most {longest} tokens"
-            )
-        if not np.isin(mask, (0, 1)).all():
-            raise InvalidArgumentError("hidden_states: attention_mask must hold 0 and 1 (or False and True) alone")
-        keep = mask.astype(bool)
-        positions = np.broadcast_to(np.arange(longest, dtype=np.int32), keep.shape)[keep]
-        flat = keep.reshape(-1)
-        kept = self._engine.hidden_states(
-            np.ascontiguousarray(packed.tokens[flat]),
-            keep.sum(axis=1).astype(np.int64),
-            np.ascontiguousarray(positions),
-            None if type_ids is None else np.ascontiguousarray(type_ids[flat]),
-            adapter,
-        )
-        out = np.zeros((batch, longest, kept.shape[1]), dtype=np.float32)
-        out[keep] = kept
-        return out
-
-    def encode(
-        self,
-        sentences: str | Sequence[str],
-        normalize: bool | None = None,
-        pooling: str | None = None,  # noqa: A002, RUF100
-        batch_size: int = 32,
-        adapter: str | None = None,
-        progress: Progress | None = None,
-    ) -> NDArray[np.float32]:
-        """One vector per sentence: float32 [batch, dim], in the order given; [dim] for a single text.
-
-        Args:
-            sentences: texts; the end of one longer than the checkpoint's ``max_seq_length`` is cut off, as
-                sentence-transformers does.
-            normalize: True: vectors of length 1. None: as the checkpoint's modules.json says.
-            pooling: "mean", "cls", "max" or "last" token; None: as the checkpoint's files say (mean without any).
-            batch_size: sentences computed together; they are sorted by length for that.
-            adapter: name given to :meth:`load_adapter`; None: the model alone.
-            progress: called with 0..1 after every batch.
-
-        """
-        config = self.sentence_config
-        mode = config.pooling if pooling is None else pooling
-        unit = config.normalize if normalize is None else bool(normalize)
-        if whole("batch_size", batch_size) < 1:
-            raise InvalidArgumentError(f"encode: batch_size must be positive, got {batch_size}")
-        if isinstance(sentences, str):
-            return self.encode([sentences], normalize, pooling, batch_size, adapter, progress)[0]  # type: ignore[no-any-return]
-        ids = self._sentence_ids(sentences, config)
-        out = np.empty((len(ids), self._facts["hidden_size"]), dtype=np.float32)
-        order = sorted(
-            range(len(ids)), key=lambda i: len(ids[i]), reverse=True
-        )  # the longest first: memory is known early
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            packed = pack("encode", [ids[i] for i in rows])
-            out[rows] = self._engine.embed(packed.tokens, packed.lengths, None, mode, unit, adapter)
-            if progress is not None:
-                progress(min(1.0, (start + len(rows)) / len(order)))
-        return out
-
-    def _sentence_ids(self, sentences: Iterable[str], config: pooling.SentenceConfig) -> list[list[int]]:
-        texts = list(sentences)
-        for text in texts:
-            if not isinstance(text, str):
-                raise InvalidArgumentError(f"encode: expected texts, got {type(text).__name__}")
-        texts = [config.prompt + text for text in texts]
-        if config.do_lower_case:
-            texts = [text.lower() for text in texts]
-        limits = (config.max_seq_length or self.tokenizer.settings.max_length, self._facts["max_positions"])
-        return self.tokenizer.encode_batch(texts, max_length=min((n for n in limits if n), default=None))
-
-    # ---- adapters
-
-    def load_adapter(self, path: str | os.PathLike[str], name: str = "default") -> None:
-        """Read a PEFT LoRA folder and keep it under ``name``, unmerged; one of that name is replaced.
-
-        Raises:
-            NotFoundError: no such folder or file.
-            UnsupportedError: a field or tensor that halfbyte can't apply exactly; the text names it.
-            CorruptFileError: shapes that don't fit this model.
-
-        """
-        self._engine.load_adapter(str(Path(path).expanduser()), name)
-
-    def unload_adapter(self, name: str = "default") -> None:
-        """Forget an adapter. Calls in flight keep it until they end. Raises NotFoundError."""
-        self._engine.unload_adapter(name)
-
-    @property
-    def adapters(self) -> list[str]:
-        """Names of the adapters loaded."""
-        return self._engine.adapter_names()

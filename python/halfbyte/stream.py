@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TypedDict
 
 from . import _core
+from .adapters import AdapterChoice
+from .errors import InvalidArgumentError
+from .packing import whole
 
 
-class GenerationOptions(TypedDict, total=False):
-    """The keywords of :meth:`Model.generate`, :meth:`Model.chat` and :meth:`Model.generate_tokens`."""
+class SamplingOptions(TypedDict):
+    """What the core's sampler takes."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int
+
+
+class TextOptions(TypedDict, total=False):
+    """The keywords of :meth:`Model.generate_batch`: how each text is written."""
 
     max_tokens: int
     temperature: float
@@ -22,7 +39,36 @@ class GenerationOptions(TypedDict, total=False):
     frequency_penalty: float
     seed: int | None
     stop: str | Sequence[str]
-    adapter: str | None
+
+
+class GenerationOptions(TextOptions, total=False):
+    """The keywords of :meth:`Model.generate`, :meth:`Model.chat` and :meth:`Model.generate_tokens`."""
+
+    adapter: AdapterChoice
+
+
+def sampling_options(options: TextOptions) -> SamplingOptions:
+    """Those of the sampler; without a seed, one that nobody knows."""
+    seed = options.get("seed")
+    return SamplingOptions(
+        temperature=options.get("temperature", 0.0),
+        top_k=whole("top_k", options.get("top_k", 0)),
+        top_p=options.get("top_p", 1.0),
+        min_p=options.get("min_p", 0.0),
+        repetition_penalty=options.get("repetition_penalty", 1.0),
+        presence_penalty=options.get("presence_penalty", 0.0),
+        frequency_penalty=options.get("frequency_penalty", 0.0),
+        seed=int.from_bytes(os.urandom(8), "little") if seed is None else int(seed) % 2**64,
+    )
+
+
+def stop_texts(options: TextOptions) -> list[str]:
+    """The ``stop`` option as a list. Raises InvalidArgumentError."""
+    stop = options.get("stop", ())
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    if not all(isinstance(text, str) and text for text in stops):
+        raise InvalidArgumentError(f"generate: stop must be a text or texts, none of them empty, got {stop!r}")
+    return stops
 
 
 class Stream(Iterator[str]):

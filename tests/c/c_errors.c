@@ -56,6 +56,14 @@ void test_null_pointers(hb_model* model) {
     NULL_POINTER(hb_model_attach_adapter(NULL, "x", "x"), "model");
     NULL_POINTER(hb_model_attach_adapter(model, NULL, "x"), "folder");
     NULL_POINTER(hb_model_attach_adapter(model, "x", NULL), "name");
+    NULL_POINTER(hb_model_register_adapter(NULL, "x", "x", 0), "model");
+    NULL_POINTER(hb_model_register_adapter(model, NULL, "x", 0), "folder");
+    NULL_POINTER(hb_model_set_adapter_budget(NULL, 0), "model");
+    NULL_POINTER(hb_model_adapter_stats(NULL, NULL, NULL, NULL), "model");
+    NULL_POINTER(hb_logits_size(model, NULL, NULL), "the pointer to the result");
+    NULL_POINTER(hb_labels(NULL, NULL, NULL), "model");
+    NULL_POINTER(hb_classify(NULL, NULL, NULL, NULL, 0, 0, NULL, NULL, 0), "model");
+    NULL_POINTER(hb_generate_options_add_adapter(NULL, "x", 1), "options");
     NULL_POINTER(hb_model_detach_adapter(NULL, "x"), "model");
     NULL_POINTER(hb_model_detach_adapter(model, NULL), "name");
     NULL_POINTER(hb_logits(NULL, &token, &one, 1, NULL, out, VOCAB), "model");
@@ -217,5 +225,5 @@ void test_encoder_errors(hb_model* encoder) {
           "token type from 0 to 1, found 2");
     FAILS(hb_hidden_states(encoder, tokens, NULL, &long_one, 1, NULL, out, 25 * ENCODER_HIDDEN), HB_INVALID_ARGUMENT,
           "25 tokens, more than the 24 positions");
-    FAILS(hb_model_attach_adapter(encoder, path_of("adapter"), "llama"), HB_UNSUPPORTED, "not a linear layer of this bert");
+    FAILS(hb_model_attach_adapter(encoder, path_of("adapter"), "llama"), HB_UNSUPPORTED, "not a module of this bert");
 }

@@ -268,6 +268,42 @@ static void test_adapter(hb_model* model) {
     OK(hb_generate(model, prompt, 3, options, collect, &out));
     check_greedy(model, prompt, 3, &out, "tuned");
 
+    /* A sum of one adapter with weight 1 is that adapter; with weight 0, nobody. */
+    size_t columns = 0;
+    OK(hb_logits_size(model, "tuned", &columns));
+    CHECK(columns == VOCAB);
+    struct collected again = {.count = 0};
+    OK(hb_generate_options_set_adapter(options, NULL));
+    OK(hb_generate_options_add_adapter(options, "tuned", 1));
+    OK(hb_generate(model, prompt, 3, options, collect, &again));
+    CHECK(again.count == out.count && memcmp(again.tokens, out.tokens, out.count * sizeof(int32_t)) == 0);
+    OK(hb_generate_options_set_adapter(options, NULL));
+    OK(hb_generate_options_add_adapter(options, "tuned", 0));
+    again.count = 0;
+    OK(hb_generate(model, prompt, 3, options, collect, &again));
+    check_greedy(model, prompt, 3, &again, NULL);
+    OK(hb_generate_options_add_adapter(options, "tuned", 1));
+    FAILS(hb_generate(model, prompt, 3, options, collect, &again), HB_INVALID_ARGUMENT, "named twice");
+    OK(hb_generate_options_set_adapter(options, "tuned"));
+    size_t labels = 0;
+    FAILS(hb_labels(model, "tuned", &labels), HB_NOT_FOUND, "no classification head");
+    FAILS(hb_classify(model, prompt, NULL, &three, 1, 0, "tuned", adapted, 2), HB_NOT_FOUND, "no classification head");
+
+    /* Read when it is first named, put away and read again. */
+    uint64_t hits = 0, misses = 0, hits_before = 0, bytes = 0;
+    OK(hb_model_adapter_stats(model, &hits_before, NULL, NULL));
+    OK(hb_model_register_adapter(model, path_of("adapter"), "lazy", 0));
+    OK(hb_logits(model, prompt, &three, 1, "lazy", after, 3 * VOCAB));
+    CHECK(memcmp(adapted, after, sizeof after) == 0);
+    OK(hb_model_set_adapter_budget(model, 1));
+    OK(hb_logits(model, prompt, &three, 1, "tuned", after, 3 * VOCAB));
+    OK(hb_logits(model, prompt, &three, 1, "lazy", after, 3 * VOCAB));
+    CHECK(memcmp(adapted, after, sizeof after) == 0);
+    OK(hb_model_adapter_stats(model, &hits, &misses, &bytes));
+    CHECK(misses == 3 && hits == hits_before && bytes > 0);
+    OK(hb_model_set_adapter_budget(model, 0));
+    OK(hb_model_detach_adapter(model, "lazy"));
+
     FAILS(hb_model_attach_adapter(model, path_of("wrong-adapter"), "tuned"), HB_CORRUPT, "another model");
     FAILS(hb_model_attach_adapter(model, path_of("nowhere"), "x"), HB_NOT_FOUND, "nowhere");
     FAILS(hb_model_attach_adapter(model, path_of("adapter"), ""), HB_INVALID_ARGUMENT, "name is empty");

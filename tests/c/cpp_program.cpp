@@ -53,6 +53,8 @@ TEST(results) {
     model.attach_adapter(folder("adapter"), "tuned");
     CHECK(model.logits({1, 2, 3}, "tuned") != model.logits({1, 2, 3}));
     CHECK(model.generate({1}, hb::GenerateOptions().max_tokens(3).adapter("tuned").temperature(1).seed(3)).size() == 3);
+    CHECK(model.generate({1}, hb::GenerateOptions().max_tokens(3).add_adapter("tuned", 0.5f)).size() == 3);
+    CHECK(contains(error_of([&] { model.classify({1}, "tuned"); }), "no classification head"));
     model.detach_adapter("tuned");
     CHECK(contains(error_of([&] { model.logits({1}, "tuned"); }), "no adapter \"tuned\""));
 }

@@ -59,7 +59,7 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const Model& model = llama();
     fuzz::run([&] {
         fuzz::Bytes rest(data, size);
-        const LoraConfig config(fuzz::take_text(rest), "adapter_config.json");
+        const PeftConfig config(fuzz::take_text(rest), "adapter_config.json");
         const std::vector<uint8_t> file = fuzz::safetensors_of(rest);
         const auto adapter = bind_peft_adapter(config, fuzz::file_of(file), "x", model, fuzz::device());
         fuzz::require(adapter->bytes() <= 64 * size + 65536);

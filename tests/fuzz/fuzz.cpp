@@ -73,7 +73,7 @@ void run_model(const Checkpoint& checkpoint) {
                       .token_types = {},
                       .sequences = sequences,
                       .adapters = {},
-                      .row_adapter = nullptr};
+                      .adapter_rows = {}};
     Workspace workspace(device());
     std::unique_ptr<KvCache> cache;
     if (info.causal) {

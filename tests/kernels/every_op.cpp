@@ -124,18 +124,44 @@ void rowwise(Device& device, int64_t m, int64_t k) {
     }
 }
 
+/// Rows of a call dealt out to adapters at random; some to none.
+struct RowLists {
+    std::vector<std::vector<int32_t>> lists;
+    std::vector<AdapterRows> adapter_rows;
+
+    RowLists(int64_t rows, uint32_t adapters) : lists(adapters) {
+        for (int64_t r = 0; r < rows; r++)
+            if (const uint32_t to = uint32_t(generator() % (adapters + 1)); to < adapters) lists[to].push_back(int32_t(r));
+        for (const std::vector<int32_t>& list : lists) adapter_rows.push_back({list.data(), int64_t(list.size()), 1.0f});
+    }
+};
+
 void adapters(Device& device, int64_t m, int64_t k, int64_t n) {
     const auto x = random_floats(m * k), a = random_floats(5 * k), b = random_floats(n * 5);
     const auto half_a = std::make_unique<uint16_t[]>(size_t(2 * k)), half_b = std::make_unique<uint16_t[]>(size_t(2 * n));
-    const LoraFactors wide = device.upload_lora({a.get(), b.get(), DType::f32, DType::f32, 5, k, n, 1.0f});
-    const LoraFactors half = device.upload_lora({half_a.get(), half_b.get(), DType::f16, DType::bf16, 2, k, n, 0.5f});
-    const LoraFactors* const factors[] = {&wide, &half};
-    std::vector<int32_t> rows(static_cast<size_t>(m));
-    for (int32_t& row : rows) row = int32_t(generator() % 3) - 1;
+    LinearAdapter wide, half;
+    wide.lora = device.upload_lora({a.get(), b.get(), DType::f32, DType::f32, 5, k, n, 1.0f});
+    half.lora = device.upload_lora({half_a.get(), half_b.get(), DType::f16, DType::bf16, 2, k, n, 0.5f});
+    wide.gain = device.allocate(size_t(n) * sizeof(float)), wide.shift = device.allocate(size_t(n) * sizeof(float));
+    device.copy_to_device(wide.gain.data, b.get(), size_t(n) * sizeof(float));
+    device.copy_to_device(wide.shift.data, b.get(), size_t(n) * sizeof(float));
+    const LinearAdapter* const pair[] = {&wide, &half};
+    const RowLists rows(m, 2);
     Guarded y(m, n);
-    device.lora(Tensor(x.get(), m, k), factors, rows.data(), y.tensor());
-    device.lora(Tensor(x.get(), m, k), factors, nullptr, y.tensor());
-    y.check("lora");
+    device.adapt(Tensor(x.get(), m, k), pair, rows.adapter_rows, nullptr, y.tensor());
+    const AdapterRows all[] = {{}, {}};
+    wide.gain_of_bias = false;
+    device.adapt(Tensor(x.get(), m, k), pair, all, b.get(), y.tensor());
+    y.check("adapt");
+    device.scale_columns(y.tensor(), b.get());
+    y.check("scale_columns");
+    Guarded narrow(m, 1);
+    const std::vector<int32_t> column = {int32_t(n - 1)};
+    for (int64_t r = 0; r < m; r++) *narrow.tensor().row(r) = 7;
+    device.scatter_columns(narrow.tensor(), column, y.tensor());
+    y.check("scatter_columns");
+    for (int64_t r = 0; r < m; r++)
+        if (y.tensor().row(r)[n - 1] != 7) std::printf("scatter_columns: row %lld\n", (long long)r), failures++;
 }
 
 void fused(Device& device, int64_t m, int64_t k, int64_t n) {
@@ -145,10 +171,10 @@ void fused(Device& device, int64_t m, int64_t k, int64_t n) {
     options.format = k % 32 == 0 ? "nf4" : "f32";
     options.block_size = k % 64 == 0 ? 64 : 32;
     const Weight weight = device.upload(encode(source.get(), n, k, options, device.host_pool()));
-    const LoraFactors factors = device.upload_lora({a.get(), b.get(), DType::f32, DType::f32, 5, k, n, 1.0f});
-    const LoraFactors* const adapters[] = {nullptr, &factors};
-    std::vector<int32_t> rows(static_cast<size_t>(m));
-    for (int32_t& row : rows) row = int32_t(generator() % 3) - 1;
+    LinearAdapter factors;
+    factors.lora = device.upload_lora({a.get(), b.get(), DType::f32, DType::f32, 5, k, n, 1.0f});
+    const LinearAdapter* const adapters[] = {nullptr, &factors};
+    const RowLists rows(m, 2);
     using Kind = RowTransform::Kind;
     for (const Kind kind : {Kind::none, Kind::rms_norm, Kind::layer_norm, Kind::activation, Kind::gated_activation})
         for (const bool in_place : {false, true})
@@ -157,7 +183,8 @@ void fused(Device& device, int64_t m, int64_t k, int64_t n) {
                 for (int64_t r = 0; r < m; r++) std::copy_n(x.get() + r * k, k, in.tensor().row(r));
                 LinearInput input;
                 input.x = in.tensor(), input.transformed = in_place ? in.tensor() : transformed.tensor();
-                input.keep = adapted, input.row_adapter = adapted ? rows.data() : nullptr;
+                input.keep = adapted;
+                if (adapted) input.adapter_rows = rows.adapter_rows;
                 input.transform = {kind, gamma.get(), nullptr, 1e-5f, Activation::silu, Tensor(up.get(), m, k)};
                 LinearPart part;
                 part.weight = &weight, part.y = y.tensor();

@@ -218,9 +218,15 @@ void lora(const std::vector<Subject>& subjects, int64_t m, int64_t k, int64_t n)
         }
     for (const Subject& s : subjects) {
         std::vector<float> found = before;
-        const LoraFactors first = s.device->upload_lora(adapters[0]), second = s.device->upload_lora(adapters[1]);
-        const LoraFactors* const factors[] = {&first, &second};
-        s.device->lora(Tensor(x.data(), m, k), factors, rows.data(), Tensor(found.data(), m, n));
+        LinearAdapter first, second;
+        first.lora = s.device->upload_lora(adapters[0]), second.lora = s.device->upload_lora(adapters[1]);
+        const LinearAdapter* const pair[] = {&first, &second};
+        std::vector<int32_t> lists[2];
+        for (int64_t r = 0; r < m; r++)
+            if (rows[size_t(r)] >= 0) lists[rows[size_t(r)]].push_back(int32_t(r));
+        const AdapterRows of[] = {{lists[0].data(), int64_t(lists[0].size()), 1.0f},
+                                  {lists[1].data(), int64_t(lists[1].size()), 1.0f}};
+        s.device->adapt(Tensor(x.data(), m, k), pair, of, nullptr, Tensor(found.data(), m, n));
         compare(s, "lora " + std::to_string(k), found, y);
     }
 }

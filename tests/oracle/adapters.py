@@ -207,23 +207,16 @@ def _set(name: str, value: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[
 _UNSUPPORTED, _CORRUPT, _NOT_FOUND = ("UnsupportedError",), ("CorruptFileError",), ("NotFoundError",)
 
 REFUSED: dict[str, Refused] = {
-    "dora": Refused(_saved(use_dora=True), _UNSUPPORTED, ("use_dora",)),
-    "modules-to-save": Refused(_saved(modules_to_save=["lm_head"]), _UNSUPPORTED, ("modules_to_save",)),
-    "lora-bias": Refused(_saved(lora_bias=True), _UNSUPPORTED, ("lora_bias",)),
-    "bias-all": Refused(_saved(bias="all"), _UNSUPPORTED, ("bias",)),
-    "bias-lora-only": Refused(_config(bias="lora_only"), _UNSUPPORTED, ("bias", "lora_only")),
-    "embedding": Refused(_saved(target_modules=["q_proj", "embed_tokens"]), _UNSUPPORTED, ("embed_tokens",)),
     "pissa": Refused(_saved(init_lora_weights="pissa"), _UNSUPPORTED, ("init_lora_weights", "pissa")),
     "olora": Refused(_saved(init_lora_weights="olora"), _UNSUPPORTED, ("init_lora_weights", "olora")),
     "loftq": Refused(_config(init_lora_weights="loftq"), _UNSUPPORTED, ("init_lora_weights", "loftq")),
     "unknown-init": Refused(_config(init_lora_weights="frobnicate"), _UNSUPPORTED, ("init_lora_weights",)),
     "unknown-field": Refused(_config(frobnicate=True), _UNSUPPORTED, ("frobnicate",)),
-    "unknown-type": Refused(_config(peft_type="IA3"), _UNSUPPORTED, ("IA3",)),
+    "unknown-type": Refused(_config(peft_type="LOHA"), _UNSUPPORTED, ("LOHA",)),
     "no-type": Refused(_config(peft_type=...), _UNSUPPORTED + _CORRUPT, ("peft_type",)),
-    "alora": Refused(_config(alora_invocation_tokens=[1, 2]), _UNSUPPORTED, ("alora_invocation_tokens",)),
-    "layer-replication": Refused(_config(layer_replication=[[0, 2], [1, 2]]), _UNSUPPORTED, ("layer_replication",)),
+    "layer-replication": Refused(_config(layer_replication=[[0, 9]]), _CORRUPT, ("layer_replication",)),
     "target-parameters": Refused(_config(target_parameters=["a.b"]), _UNSUPPORTED, ("target_parameters",)),
-    "token-indices": Refused(_config(trainable_token_indices=[1]), _UNSUPPORTED, ("trainable_token_indices",)),
+    "token-indices": Refused(_config(trainable_token_indices=[1]), _CORRUPT, ("trainable_token_indices",)),
     "qalora": Refused(_config(use_qalora=True), _UNSUPPORTED, ("use_qalora",)),
     "no-r": Refused(_config(r=...), _CORRUPT, ("r",)),
     "r-is-text": Refused(_config(r="four"), _CORRUPT, ("r",)),
@@ -260,7 +253,7 @@ REFUSED: dict[str, Refused] = {
     ),
     "stray-tensor": Refused(
         _tensors(lambda tensors: tensors.update({"base_model.model.lm_head.weight": torch.ones(2, 2)})),
-        _UNSUPPORTED,
+        _CORRUPT,
         ("lm_head",),
     ),
     "no-prefix": Refused(

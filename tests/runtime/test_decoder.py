@@ -63,9 +63,10 @@ def test_a_wrong_call_changes_nothing(engine):
     before = decoder.logits
     for tokens, counts, message in (
         ([1], [1], "a length for each of 2 sequences, found 1"),
-        ([1], [1, 0], "sequence 1: expected 1 or more tokens, of which 0 are left, found a length of 0"),
+        ([1], [2, -1], "sequence 0: expected 0 or more tokens, of which 1 are left, found a length of 2"),
+        ([1], [1, -1], "sequence 1: expected 0 or more tokens, of which 0 are left, found a length of -1"),
         ([1, 2, 3], [1, 1], "the lengths sum to 2, but there are 3 tokens"),
-        ([1, 2], [1, 2], "sequence 1: expected 1 or more tokens, of which 1 are left, found a length of 2"),
+        ([1, 2], [1, 2], "sequence 1: expected 0 or more tokens, of which 1 are left, found a length of 2"),
         ([1, 2, 3, 4], [1, 3], "sequence 1 has 2 tokens of 4, and 3 more do not fit"),
         ([1, 49152], [1, 1], "token 1: expected an id from 0 to 49151"),
         ([-1, 0], [1, 1], "token 0: expected an id from 0 to 49151"),
@@ -78,6 +79,18 @@ def test_a_wrong_call_changes_nothing(engine):
     assert np.abs(decoder.logits[0] - alone).max() < 1e-4 * np.abs(alone).max()
 
 
+def test_a_sequence_that_gets_nothing_stays_as_it_is(engine):
+    decoder = _core.BatchDecoder(engine, 3, 8, None)
+    decoder.extend(ids([1, 2, 3, 4]), lengths([1, 2, 1]))
+    before = decoder.logits
+    decoder.extend(ids([5, 6]), lengths([0, 2, 0]))
+    decoder.extend(ids([]), lengths([0, 0, 0]))
+    after = decoder.logits
+    assert np.array_equal(before[[0, 2]], after[[0, 2]])
+    alone = engine.logits(ids([2, 3, 5, 6]), lengths([4]), None)[-1]
+    assert np.abs(after[1] - alone).max() < 1e-4 * np.abs(alone).max()
+
+
 def test_what_no_decoder_can_be_made_of(engine):
     with pytest.raises(errors.InvalidArgumentError, match="sequences and capacity must be 1 or more, found 0 and 4"):
         _core.BatchDecoder(engine, 0, 4, None)
@@ -86,7 +99,7 @@ def test_what_no_decoder_can_be_made_of(engine):
     ):
         _core.BatchDecoder(engine, 1, 100000, None)
     with pytest.raises(errors.NotFoundError, match='there is no adapter "a"'):
-        _core.BatchDecoder(engine, 1, 4, "a")
+        _core.BatchDecoder(engine, 1, 4, [[("a", 1.0)]])
     encoder = _core.Engine.load(str(packages.minilm()), "cpu", 1, "float32", "", None)
     with pytest.raises(errors.UnsupportedError, match="this bert model writes no text"):
         _core.BatchDecoder(encoder, 1, 4, None)

@@ -188,7 +188,7 @@ def test_wrong_positions_types_and_pooling_are_refused(engine, encoder):
     with pytest.raises(_core.InvalidArgumentError, match="sequence 1 is empty"):
         encoder.embed(one, lengths(1, 0), None, "mean", True, None)
     with pytest.raises(_core.NotFoundError, match='no adapter "sql"; loaded: none'):
-        engine.logits(one, size, "sql")
+        engine.logits(one, size, [[("sql", 1.0)]])
     with pytest.raises(_core.NotFoundError, match='no adapter "sql"'):
         engine.unload_adapter("sql")
 

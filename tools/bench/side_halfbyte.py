@@ -26,19 +26,19 @@ class Halfbyte(Side):
         self.engine = _core.Engine.load(path, "cpu", threads, precision, quantize, None, output_layer)
         self.version = f"{_core.__version__} {commit()}".strip()
         self.weight_bytes = weight_bytes(self.engine)
-        self.adapter = adapter and "bench"
+        self.mix: list[tuple[str, float]] = [("bench", 1.0)] if adapter else []
         if adapter:
-            self.engine.load_adapter(adapter, "bench")
+            self.engine.load_adapter(adapter, "bench", False, False)
 
     def prefill(self, tokens: Tokens) -> None:
-        generation = self.engine.generate(tokens, 1, 0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, [], [], self.adapter)
+        generation = self.engine.generate(tokens, 1, 0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, [], [], self.mix)
         while generation.step():
             pass
 
     def start(self, prompts: NDArray[np.int32]) -> None:
         count, length = prompts.shape
         self.ones = np.ones(count, np.int64)
-        self.decoder = _core.BatchDecoder(self.engine, count, length + 512, self.adapter)
+        self.decoder = _core.BatchDecoder(self.engine, count, length + 512, [self.mix])
         self.decoder.extend(np.ascontiguousarray(prompts.ravel()), self.ones * length)
 
     def step(self, tokens: Tokens) -> Floats:
@@ -46,9 +46,9 @@ class Halfbyte(Side):
         return self.decoder.logits
 
     def logits(self, tokens: Tokens) -> Floats:
-        return self.engine.logits(tokens, np.array([len(tokens)], np.int64), self.adapter)
+        return self.engine.logits(tokens, np.array([len(tokens)], np.int64), [self.mix])
 
     def encode(self, tokens: NDArray[np.int32]) -> Floats:
         count, length = tokens.shape
         lengths = np.full(count, length, np.int64)
-        return self.engine.embed(np.ascontiguousarray(tokens.ravel()), lengths, None, "mean", True, self.adapter)
+        return self.engine.embed(np.ascontiguousarray(tokens.ravel()), lengths, None, "mean", True, [self.mix])

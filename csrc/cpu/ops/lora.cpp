@@ -1,4 +1,4 @@
-// The two thin products of a LoRA adapter, on panels of 16 (cpu/lora.cpp): kRows rows at a time share what is read.
+// The two thin products of a LoRA adapter, on panels of 16 (cpu/adapters.cpp): kRows rows at a time share what is read.
 #include "cpu/ops/ops.h"
 
 namespace halfbyte::cpu::HALFBYTE_ISA {

@@ -107,9 +107,16 @@ HB_API int hb_model_set_vocabulary(hb_model* model, const char* const* pieces, c
 
 /* --- adapters --------------------------------------------------------------------------------------------------- */
 
-/* Reads a PEFT LoRA folder and attaches it under `name`, replacing one of that name. It acts on the calls that name it and
- * on no others: threads may use different adapters of one model at once. */
+/* Reads a PEFT folder and attaches it under `name`, replacing one of that name. It acts on the calls that name it and on no
+ * others: threads may use different adapters of one model at once. */
 HB_API int hb_model_attach_adapter(hb_model* model, const char* folder, const char* name) HB_NOEXCEPT;
+/* The same, but the folder is read when a call first names the adapter. pinned: non-zero: it is never put away for the budget. */
+HB_API int hb_model_register_adapter(hb_model* model, const char* folder, const char* name, int pinned) HB_NOEXCEPT;
+/* Bytes that adapters may take together; 0, the default: no limit. Beyond it those used least recently are put away, and read
+ * again when a call names them. */
+HB_API int hb_model_set_adapter_budget(hb_model* model, uint64_t bytes) HB_NOEXCEPT;
+/* How often an adapter that a call named was in memory, and how often it had to be read. Each pointer may be NULL. */
+HB_API int hb_model_adapter_stats(const hb_model* model, uint64_t* hits, uint64_t* misses, uint64_t* bytes) HB_NOEXCEPT;
 /* Calls and generations in flight keep the adapter until they end. */
 HB_API int hb_model_detach_adapter(hb_model* model, const char* name) HB_NOEXCEPT;
 
@@ -119,7 +126,9 @@ HB_API int hb_model_detach_adapter(hb_model* model, const char* name) HB_NOEXCEP
  * sum of the lengths. adapter: a name, or NULL for none. Results are float32, row-major, in `out`, which the caller owns;
  * out_size is its size in floats and must be rows * columns exactly. */
 
-/* out: [total, vocab_size]; row i scores what follows token i */
+/* Columns of hb_logits: the model's vocab_size, or that of an adapter whose vocabulary was resized. adapter may be NULL. */
+HB_API int hb_logits_size(const hb_model* model, const char* adapter, size_t* size) HB_NOEXCEPT;
+/* out: [total, hb_logits_size]; row i scores what follows token i */
 HB_API int hb_logits(const hb_model* model, const int32_t* tokens, const size_t* lengths, size_t sequences,
                      const char* adapter, float* out, size_t out_size) HB_NOEXCEPT;
 /* out: [total, hidden_size], after the final norm. token_types: [total], or NULL for all 0. */
@@ -129,6 +138,13 @@ HB_API int hb_hidden_states(const hb_model* model, const int32_t* tokens, const 
 HB_API int hb_embed(const hb_model* model, const int32_t* tokens, const int32_t* token_types, const size_t* lengths,
                     size_t sequences, const char* pooling, int normalize, const char* adapter, float* out,
                     size_t out_size) HB_NOEXCEPT;
+
+/* Labels of the classification head of the model or of the adapter. HB_NOT_FOUND where neither has one. */
+HB_API int hb_labels(const hb_model* model, const char* adapter, size_t* labels) HB_NOEXCEPT;
+/* Scores before any softmax. out: [sequences, hb_labels], or [total, hb_labels] where per_token is non-zero (a head over
+ * tokens). token_types: [total], or NULL for all 0. */
+HB_API int hb_classify(const hb_model* model, const int32_t* tokens, const int32_t* token_types, const size_t* lengths,
+                       size_t sequences, int per_token, const char* adapter, float* out, size_t out_size) HB_NOEXCEPT;
 
 /* --- generation ------------------------------------------------------------------------------------------------- */
 
@@ -157,8 +173,10 @@ HB_API int hb_generate_options_set_seed(hb_generate_options* options, uint64_t s
 HB_API int hb_generate_options_add_stop_token(hb_generate_options* options, int32_t token) HB_NOEXCEPT;
 /* Ends the generation once its text contains this; needs hb_model_set_vocabulary. */
 HB_API int hb_generate_options_add_stop_text(hb_generate_options* options, const char* text) HB_NOEXCEPT;
-/* name may be NULL: none, the default */
+/* name may be NULL: none, the default. Takes the place of adapters given before. */
 HB_API int hb_generate_options_set_adapter(hb_generate_options* options, const char* name) HB_NOEXCEPT;
+/* One more adapter, with a weight: W x + sum of weight * scale * B (A x). LoRA alone can be added so. */
+HB_API int hb_generate_options_add_adapter(hb_generate_options* options, const char* name, float weight) HB_NOEXCEPT;
 
 /* Called with every token generated. Non-zero stops. */
 typedef int (*hb_token_callback)(int32_t token, void* user);

@@ -86,6 +86,10 @@ public:
     GenerateOptions& adapter(const std::string& name) {
         return check(hb_generate_options_set_adapter(get(), name.c_str())), *this;
     }
+    /// One more, with a weight.
+    GenerateOptions& add_adapter(const std::string& name, float weight) {
+        return check(hb_generate_options_add_adapter(get(), name.c_str(), weight)), *this;
+    }
     hb_generate_options* get() const noexcept { return handle_.get(); }
 
 private:
@@ -153,11 +157,18 @@ public:
     void attach_adapter(const std::string& folder, const std::string& name) {
         check(hb_model_attach_adapter(get(), folder.c_str(), name.c_str()));
     }
+    /// Read when it is first named.
+    void register_adapter(const std::string& folder, const std::string& name, bool pinned = false) {
+        check(hb_model_register_adapter(get(), folder.c_str(), name.c_str(), pinned ? 1 : 0));
+    }
+    void set_adapter_budget(uint64_t bytes) { check(hb_model_set_adapter_budget(get(), bytes)); }
     void detach_adapter(const std::string& name) { check(hb_model_detach_adapter(get(), name.c_str())); }
 
-    /// [tokens, vocab_size] of one sequence. adapter: empty for none.
+    /// [tokens, columns] of one sequence; columns: vocab_size, or that of a resized adapter. adapter: empty for none.
     std::vector<float> logits(const std::vector<int32_t>& tokens, const std::string& adapter = "") const {
-        std::vector<float> out(tokens.size() * vocab_size());
+        size_t columns = 0;
+        check(hb_logits_size(get(), or_null(adapter), &columns));
+        std::vector<float> out(tokens.size() * columns);
         const size_t length = tokens.size();
         check(hb_logits(get(), tokens.data(), &length, 1, or_null(adapter), out.data(), out.size()));
         return out;
@@ -181,6 +192,16 @@ public:
         std::vector<float> out(sequences.size() * hidden_size());
         check(hb_embed(get(), tokens.data(), nullptr, lengths.data(), lengths.size(), pooling.c_str(), normalize,
                        or_null(adapter), out.data(), out.size()));
+        return out;
+    }
+
+    /// [labels] of one sequence, before any softmax.
+    std::vector<float> classify(const std::vector<int32_t>& tokens, const std::string& adapter = "") const {
+        size_t labels = 0;
+        check(hb_labels(get(), or_null(adapter), &labels));
+        std::vector<float> out(labels);
+        const size_t length = tokens.size();
+        check(hb_classify(get(), tokens.data(), nullptr, &length, 1, 0, or_null(adapter), out.data(), out.size()));
         return out;
     }
 

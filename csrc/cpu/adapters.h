@@ -1,4 +1,5 @@
-// The adapters of one linear call: A x for every adapter and part first, B (A x) when a part's outputs are written.
+// The adapters of one linear call: A x for every adapter and part first; B (A x), gains and shifts when a part's outputs are
+// written.
 #pragma once
 
 #include <span>
@@ -9,9 +10,10 @@
 
 namespace halfbyte::cpu {
 
-class LoraCall {
+class AdapterCall {
 public:
-    LoraCall(const Kernels& kernels, std::span<const LinearPart> parts, const int32_t* row_adapter, int64_t rows);
+    AdapterCall(const Kernels& kernels, std::span<const LinearPart> parts, std::span<const AdapterRows> adapter_rows,
+                int64_t rows);
     bool empty() const { return jobs_.empty(); }
     /// True where rows are so few that A is what must be shared among threads; otherwise rows are.
     bool few_rows(const ThreadPool& pool) const { return rows_ < 16 * pool.threads(); }
@@ -21,19 +23,23 @@ public:
     void multiply_all(ThreadPool& pool) const;
     /// Many rows: A x of rows first .. last. Any thread.
     void multiply_rows(int64_t first, int64_t last) const;
-    /// Asks the memory for what add() will read; worth while where B is read for few rows.
+    /// Asks the memory for what apply() will read; worth while where B is read for few rows.
     void prefetch(size_t part, int64_t first, int64_t last) const;
-    /// y of part `part`, columns 16 * first .. 16 * last, += B (A x). Any thread, once A x is complete.
-    void add(size_t part, const Tensor& y, int64_t first, int64_t last) const;
+    /// What the adapters make of y of part `part`, columns 16 * first .. 16 * last. Any thread, once A x is complete.
+    void apply(size_t part, const Tensor& y, int64_t first, int64_t last) const;
 
 private:
     struct Job {
-        const LoraFactors* factors;
+        const LinearAdapter* adapter;
         size_t part;
+        const float* bias;    ///< of the part, or null
         const int32_t* rows;  ///< [count], ascending; null: all rows
-        int64_t count, stride;
+        int64_t count;
+        float weight;
+        int64_t stride;          ///< rank in whole panels; 0 without A and B
         float* inner = nullptr;  ///< [pieces][count][stride] scale * A x; the sum of the pieces ends up in the first one
     };
+    static void gain_and_shift(const Job& job, const Tensor& y, int64_t first_col, int64_t last_col);
     void multiply(const Job& job, int64_t panel, int64_t first_col, int64_t last_col, int64_t first, int64_t last,
                   float* out) const;
 
@@ -41,8 +47,7 @@ private:
     int64_t rows_;
     Tensor x_;
     bool few_ = false;
-    int64_t pieces_ = 1;                            // of the columns of A
-    std::vector<std::vector<int32_t>> by_adapter_;  // rows of each adapter
+    int64_t pieces_ = 1;  // of the columns of A
     std::vector<Job> jobs_;
 };
 

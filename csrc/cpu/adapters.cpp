@@ -1,6 +1,6 @@
-// Low-rank adapters. A is kept in panels of 16 of its rows, [rank / 16][in][16], and B in panels of 16 outputs,
+// Adapters of linear layers. A is kept in panels of 16 of its rows, [rank / 16][in][16], and B in panels of 16 outputs,
 // [out / 16][rank][16]: in both products a vector holds 16 results, no sum runs across lanes, and memory is read once, in order.
-#include "cpu/lora.h"
+#include "cpu/adapters.h"
 
 #include <algorithm>
 #include <cstring>
@@ -47,38 +47,39 @@ LoraFactors CpuDevice::upload_lora(const LoraMatrices& m) {
     return out;
 }
 
-LoraCall::LoraCall(const Kernels& kernels, std::span<const LinearPart> parts, const int32_t* row_adapter, int64_t rows)
+AdapterCall::AdapterCall(const Kernels& kernels, std::span<const LinearPart> parts,
+                         std::span<const AdapterRows> adapter_rows, int64_t rows)
     : kernels_(kernels), rows_(rows) {
-    size_t adapters = 0;
-    for (const LinearPart& part : parts) adapters = std::max(adapters, part.adapters.size());
-    if (adapters == 0 || rows == 0) return;
-    if (row_adapter != nullptr) {
-        by_adapter_.resize(adapters);
-        for (int64_t r = 0; r < rows; r++)
-            if (row_adapter[r] >= 0) by_adapter_[size_t(row_adapter[r])].push_back(int32_t(r));
-    }
+    if (rows == 0) return;
     for (size_t p = 0; p < parts.size(); p++) {
-        // Without row_adapter every row is the first adapter's.
-        const size_t used =
-            row_adapter != nullptr ? parts[p].adapters.size() : std::min<size_t>(1, parts[p].adapters.size());
-        for (size_t i = 0; i < used; i++) {
-            const LoraFactors* factors = parts[p].adapters[i];
-            const int64_t count = row_adapter == nullptr ? rows : int64_t(by_adapter_[i].size());
-            if (factors == nullptr || factors->rank == 0 || count == 0) continue;
-            expect(factors->out == parts[p].y.cols, "lora: B has ", factors->out, " rows, y ", parts[p].y.cols, " columns");
-            const bool all = count == rows;
-            jobs_.push_back(
-                {factors, p, all ? nullptr : by_adapter_[i].data(), count, panels_of(factors->rank) * kPanelRows});
+        const LinearPart& part = parts[p];
+        expect(part.adapters.empty() || part.adapters.size() == adapter_rows.size(), "linear: ", part.adapters.size(),
+               " adapters and the rows of ", adapter_rows.size());
+        for (size_t i = 0; i < part.adapters.size(); i++) {
+            const LinearAdapter* adapter = part.adapters[i];
+            const AdapterRows& of = adapter_rows[i];
+            const bool all = of.count == AdapterRows::kAll;
+            const int64_t count = all ? rows : of.count;
+            if (adapter == nullptr || count == 0) continue;
+            expect(adapter->lora.rank == 0 || adapter->lora.out == part.y.cols, "lora: B has ", adapter->lora.out,
+                   " rows, y ", part.y.cols, " columns");
+            expect(all || (of.rows[0] >= 0 && of.rows[count - 1] < rows), "linear: an adapter of row ",
+                   all ? 0 : of.rows[count - 1], " of ", rows);
+            expect(adapter->gain.data == nullptr || (!part.accumulate && of.weight == 1),
+                   "linear: an adapter with a gain must stand alone, on outputs that nothing was added to");
+            jobs_.push_back({adapter, p, part.bias, count == rows ? nullptr : of.rows, count, of.weight,
+                             panels_of(adapter->lora.rank) * kPanelRows});
         }
     }
 }
 
-void LoraCall::prepare(const Tensor& x, bool few_rows) {
+void AdapterCall::prepare(const Tensor& x, bool few_rows) {
     x_ = x, few_ = few_rows;
     pieces_ = few_rows ? (x.cols + kInnerCols - 1) / kInnerCols : 1;
     int64_t floats = 0;
     for (const Job& job : jobs_) {
-        expect(job.factors->in == x.cols, "lora: A has ", job.factors->in, " columns, x ", x.cols);
+        const LoraFactors& f = job.adapter->lora;
+        expect(f.rank == 0 || f.in == x.cols, "lora: A has ", f.in, " columns, x ", x.cols);
         floats += pieces_ * job.count * job.stride;
     }
     auto* memory = static_cast<float*>(scratch(Scratch::lora, size_t(floats) * sizeof(float)));
@@ -89,17 +90,17 @@ void LoraCall::prepare(const Tensor& x, bool few_rows) {
 }
 
 /// out [last - first][stride], columns 16 * panel ... of it: A's panel times columns first_col .. last_col of the job's rows.
-void LoraCall::multiply(const Job& job, int64_t panel, int64_t first_col, int64_t last_col, int64_t first, int64_t last,
-                        float* out) const {
-    const LoraFactors& f = *job.factors;
+void AdapterCall::multiply(const Job& job, int64_t panel, int64_t first_col, int64_t last_col, int64_t first, int64_t last,
+                           float* out) const {
+    const LoraFactors& f = job.adapter->lora;
     const char* a = panel_at(f.a, f.a_dtype, (panel * f.in + first_col) * kPanelRows);
     const float* x = (job.rows == nullptr ? x_.row(first) : x_.data) + first_col;
     kernels_.lora_inner[float_kind(f.a_dtype)](a, x, x_.stride, job.rows == nullptr ? nullptr : job.rows + first,
-                                               last - first, last_col - first_col, few_, f.scale, out + panel * kPanelRows,
-                                               job.stride);
+                                               last - first, last_col - first_col, few_, f.scale * job.weight,
+                                               out + panel * kPanelRows, job.stride);
 }
 
-void LoraCall::multiply_all(ThreadPool& pool) const {
+void AdapterCall::multiply_all(ThreadPool& pool) const {
     int64_t items = 0;  // of (job, panel, piece)
     for (const Job& job : jobs_) items += job.stride / kPanelRows * pieces_;
     const auto run = [&](int64_t first, int64_t last) {
@@ -123,7 +124,7 @@ void LoraCall::multiply_all(ThreadPool& pool) const {
             kernels_.add(job.inner, job.inner + piece * job.count * job.stride, job.count * job.stride);
 }
 
-void LoraCall::multiply_rows(int64_t first, int64_t last) const {
+void AdapterCall::multiply_rows(int64_t first, int64_t last) const {
     for (const Job& job : jobs_) {
         int64_t begin = first, end = last;
         if (job.rows != nullptr) {
@@ -135,32 +136,51 @@ void LoraCall::multiply_rows(int64_t first, int64_t last) const {
     }
 }
 
-void LoraCall::prefetch(size_t part, int64_t first, int64_t last) const {
+void AdapterCall::prefetch(size_t part, int64_t first, int64_t last) const {
     for (const Job& job : jobs_) {
         if (job.part != part) continue;
-        const LoraFactors& f = *job.factors;
+        const LoraFactors& f = job.adapter->lora;
         const char* b = panel_at(f.b, f.b_dtype, first * f.rank * kPanelRows);
         const char* end = panel_at(f.b, f.b_dtype, last * f.rank * kPanelRows);
         for (; b < end; b += 64) __builtin_prefetch(b);
     }
 }
 
-void LoraCall::add(size_t part, const Tensor& y, int64_t first, int64_t last) const {
-    for (const Job& job : jobs_) {
-        if (job.part != part) continue;
-        const LoraFactors& f = *job.factors;
-        const char* b = panel_at(f.b, f.b_dtype, first * f.rank * kPanelRows);
-        kernels_.lora_outer[float_kind(f.b_dtype)](b, job.inner, job.stride, job.rows, job.count, f.rank,
-                                                   y.data + first * kPanelRows, y.stride,
-                                                   std::min(last * kPanelRows, f.out) - first * kPanelRows);
+void AdapterCall::gain_and_shift(const Job& job, const Tensor& y, int64_t first_col, int64_t last_col) {
+    const auto* gain = static_cast<const float*>(job.adapter->gain.data);
+    const auto* shift = static_cast<const float*>(job.adapter->shift.data);
+    const float* pivot = job.adapter->gain_of_bias ? nullptr : job.bias;
+    for (int64_t i = 0; i < job.count; i++) {
+        float* row = y.row(job.rows == nullptr ? i : job.rows[i]);
+        if (gain != nullptr && pivot != nullptr)
+            for (int64_t c = first_col; c < last_col; c++) row[c] = pivot[c] + gain[c] * (row[c] - pivot[c]);
+        else if (gain != nullptr)
+            for (int64_t c = first_col; c < last_col; c++) row[c] *= gain[c];
+        if (shift != nullptr)
+            for (int64_t c = first_col; c < last_col; c++) row[c] += job.weight * shift[c];
     }
 }
 
-void CpuDevice::lora(const Tensor& x, std::span<const LoraFactors* const> adapters, const int32_t* row_adapter, Tensor y) {
+void AdapterCall::apply(size_t part, const Tensor& y, int64_t first, int64_t last) const {
+    for (const Job& job : jobs_) {
+        if (job.part != part) continue;
+        const LoraFactors& f = job.adapter->lora;
+        const int64_t first_col = first * kPanelRows, last_col = std::min(last * kPanelRows, y.cols);
+        if (f.rank > 0) {
+            const char* b = panel_at(f.b, f.b_dtype, first_col * f.rank);
+            kernels_.lora_outer[float_kind(f.b_dtype)](b, job.inner, job.stride, job.rows, job.count, f.rank,
+                                                       y.data + first_col, y.stride, last_col - first_col);
+        }
+        gain_and_shift(job, y, first_col, last_col);
+    }
+}
+
+void CpuDevice::adapt(const Tensor& x, std::span<const LinearAdapter* const> adapters,
+                      std::span<const AdapterRows> adapter_rows, const float* bias, Tensor y) {
     expect(x.rows == y.rows, "lora: ", x.rows, " rows of x and ", y.rows, " of y");
     LinearPart part;
-    part.y = y, part.adapters = adapters;
-    LoraCall call(kernels_, {&part, 1}, row_adapter, x.rows);
+    part.y = y, part.bias = bias, part.adapters = adapters;
+    AdapterCall call(kernels_, {&part, 1}, adapter_rows, x.rows);
     if (call.empty()) return;
     const bool few_rows = call.few_rows(pool_);
     call.prepare(x, few_rows);
@@ -168,7 +188,7 @@ void CpuDevice::lora(const Tensor& x, std::span<const LoraFactors* const> adapte
         call.multiply_all(pool_);
     else
         pool_.parallel_for(x.rows, 8, [&](int64_t first, int64_t last) { call.multiply_rows(first, last); });
-    pool_.parallel_for(panels_of(y.cols), 1, [&](int64_t first, int64_t last) { call.add(0, y, first, last); });
+    pool_.parallel_for(panels_of(y.cols), 1, [&](int64_t first, int64_t last) { call.apply(0, y, first, last); });
 }
 
 }  // namespace halfbyte::cpu
