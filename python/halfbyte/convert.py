@@ -22,6 +22,7 @@ from .rounding import names_module
 
 if TYPE_CHECKING:
     from .convert_auto import Auto
+    from .merge import MergeCost
 
 Weights = Literal["keep", "nf4", "fp4", "int8", "q8_0", "f16", "bf16"]
 WEIGHTS: tuple[Weights, ...] = ("keep", "nf4", "fp4", "int8", "q8_0", "f16", "bf16")
@@ -85,6 +86,7 @@ class Conversion:
     bytes: int
     storages: dict[str, int] = field(default_factory=dict)  # parameters in each
     reports: list[Report] = field(default_factory=list)  # with ``verify``, the worst first
+    merge: MergeCost | None = None  # with ``adapter``, into quantised weights
     auto: Auto | None = None  # with ``auto``: what was chosen, and what it gains
 
 
@@ -106,6 +108,7 @@ def convert(
     auto: float | None = None,
     calibration: str | Path | None = None,
     verify: bool = False,
+    adapter: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Write a checkpoint that :func:`halfbyte.load` opens as one GGUF file, or as a bitsandbytes folder.
@@ -127,6 +130,9 @@ def convert(
             for every layer, in memory. ``result.auto`` says what was chosen and what it gains.
         calibration: a text file to measure on, with ``auto``; None: a page of English that comes along.
         verify: read the output back and compare; see :class:`Report`.
+        adapter: a PEFT folder (or a GGUF adapter of halfbyte) to merge into the weights first: W + scale * B A in
+            float32, rounded once. Into float weights, or with ``requantize`` into quantised ones: ``result.merge`` says
+            what that costs. See also :func:`halfbyte.convert_adapter`, which writes the adapter alone.
         progress: called before every tensor; with ``auto`` first as progress("measuring LAYER", weights so far, weights
             in all).
 
@@ -144,6 +150,25 @@ def convert(
         weights = "nf4"
     settings = Settings(weights, block, double_quant, tuple(keep_float), panels, requantize, auto)
     source, target = Path(source), Path(target)
+    if adapter is not None:
+        from .merge import convert_merged  # noqa: PLC0415 - it needs this module
+
+        return convert_merged(
+            source,
+            target,
+            Path(adapter),
+            format=format,
+            weights=weights,
+            block=block,
+            double_quant=double_quant,
+            keep_float=keep_float,
+            panels=panels,
+            requantize=requantize,
+            auto=auto,
+            calibration=calibration,
+            verify=verify,
+            progress=progress,
+        )
     checkpoint = _core.Checkpoint(str(source))
     architecture, plan = plan_tensors(checkpoint, settings, str(source))
     found: Auto | None = None
