@@ -74,9 +74,9 @@ std::shared_ptr<Engine> Engine::load(const std::filesystem::path& path, const En
     engine->model_ = load_model(*checkpoint, *engine->device_,
                                 {options.quantize, options.output_layer, options.layers, options.progress});
     engine->adapters_ = std::make_unique<AdapterRegistry>([model = engine->model_.get(), device = engine->device_](
-                                                              const std::filesystem::path& path, const std::string& name) {
-        return path.extension() == ".gguf" ? read_gguf_adapter(path, name, *model, *device)
-                                           : read_peft_adapter(path, name, *model, *device);
+                                                              const std::filesystem::path& file, const std::string& name) {
+        return file.extension() == ".gguf" ? read_gguf_adapter(file, name, *model, *device)
+                                           : read_peft_adapter(file, name, *model, *device);
     });
     engine->format_ = checkpoint->format();
     engine->path_ = path.string();

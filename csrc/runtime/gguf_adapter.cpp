@@ -120,7 +120,8 @@ std::shared_ptr<const Adapter> read_gguf_adapter(const std::filesystem::path& pa
     return bind_gguf_adapter(GgufFile::open(path), std::move(name), model, device);
 }
 
-std::shared_ptr<const Adapter> bind_gguf_adapter(const GgufFile& file, std::string name, const Model& model, Device& device) {
+std::shared_ptr<const Adapter> bind_gguf_adapter(const GgufFile& file, std::string name, const Model& model,
+                                                 Device& device) {
     const std::string kind = text_of(file, "general.type");
     if (kind != "adapter")
         fail(ErrorCode::unsupported, file.where(), ": general.type is \"", kind, "\", expected \"adapter\"");
