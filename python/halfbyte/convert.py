@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Weights = Literal["keep", "nf4", "fp4", "int8", "q8_0", "f16", "bf16"]
 WEIGHTS: tuple[Weights, ...] = ("keep", "nf4", "fp4", "int8", "q8_0", "f16", "bf16")
 FLOATS = ("f32", "f16", "bf16")
+FOREIGN = ("gptq", "gptq_v2", "awq", "fp8_e4m3")  # of folders alone
 COMBINED = ("nf4", "fp4", "nf4_panels", "fp4_panels", "int8", "int8_rows")  # of several planes: no type of GGUF
 
 
@@ -227,6 +228,11 @@ def plan_tensors(checkpoint: _core.Checkpoint, settings: Settings, where: str) -
         block = checkpoint.weight(source).block_size if found == storage else settings.block
         if storage in ("nf4", "fp4") and settings.panels and cols % block == 0:
             storage += "_panels"
+        elif storage in FOREIGN:
+            raise UnsupportedError(
+                f"{where}: {source} is {storage}, which no file of halfbyte holds; say what it becomes (weights: f16 "
+                "or bf16, or with requantize nf4, int8, ...)"
+            )
         elif storage in ("nf4_panels", "fp4_panels") and not settings.panels:
             storage = storage.removesuffix("_panels")
         plan.append(Planned(source, hf, gguf, role, rows, cols, transposed, tuple(order), found, storage))

@@ -19,7 +19,7 @@ import bitsandbytes as bnb
 import torch
 import transformers
 
-from oracle import gguf_files
+from oracle import gguf_files, packed
 from oracle.vocabulary import VOCAB, bpe_tokenizer
 
 transformers.logging.set_verbosity_error()
@@ -262,6 +262,8 @@ class Zoo:
         elif match := re.fullmatch(r"(nf4|fp4|int8)(-dq)?(-sharded)?", variant):
             shards = "60KB" if match[3] else "5GB"
             save_bnb(spec, self.path(base), path, match[1], bool(match[2]), shards)
+        elif variant in packed.KINDS:
+            packed.save(self.path(base), path, variant)
         else:
             save = {
                 "": {},
