@@ -215,6 +215,11 @@ REFUSED: dict[str, Refused] = {
     "unknown-type": Refused(_config(peft_type="LOHA"), _UNSUPPORTED, ("LOHA",)),
     "no-type": Refused(_config(peft_type=...), _UNSUPPORTED + _CORRUPT, ("peft_type",)),
     "layer-replication": Refused(_config(layer_replication=[[0, 9]]), _CORRUPT, ("layer_replication",)),
+    "norms-of-repeated-layers": Refused(
+        _saved(layer_replication=[[0, 2], [1, 2]], modules_to_save=["input_layernorm"]),
+        _UNSUPPORTED,
+        ("input_layernorm", "layer_replication"),
+    ),
     "target-parameters": Refused(_config(target_parameters=["a.b"]), _UNSUPPORTED, ("target_parameters",)),
     "token-indices": Refused(_config(trainable_token_indices=[1]), _CORRUPT, ("trainable_token_indices",)),
     "qalora": Refused(_config(use_qalora=True), _UNSUPPORTED, ("use_qalora",)),
