@@ -113,5 +113,8 @@ def test_replaced_and_forgotten(model: Any, trained: TrainedZoo) -> None:
     np.testing.assert_array_equal(model.logits(IDS, adapter="x"), second)
     model.unload_adapter("x")
     assert model.adapter_stats["resident"] == 0 and model.adapter_stats["bytes"] == 0
-    with pytest.raises(halfbyte.NotFoundError, match=r"x.*none"):
+    with pytest.raises(halfbyte.NotFoundError, match=r'"x".*none'):
         model.logits(IDS, adapter="x")
+    model.load_adapter(trained.path("llama-dora"), "y")
+    with pytest.raises(halfbyte.NotFoundError, match=r'"x".*"y"'):  # the one asked for, and those there are
+        model.unload_adapter("x")
