@@ -416,11 +416,17 @@ Panels view_panels(const Weight& weight) {
     return p;
 }
 
+bool can_restore(const Weight& weight) {
+    if (!is_panels(weight)) return false;
+    const Storage* source = tables_of(weight).source;
+    return source == &nf4_storage() || source == &fp4_storage();
+}
+
 Weight restore(const Weight& panels) { return bnb4_from_panels(panels_for_file(panels)); }
 
 Weight panels_for_file(const Weight& panels) {
     const PanelTables* t = is_panels(panels) ? &tables_of(panels) : nullptr;
-    if (t == nullptr || (t->source != &nf4_storage() && t->source != &fp4_storage()))
+    if (t == nullptr || !can_restore(panels))
         fail(ErrorCode::unsupported, "restore: only panels made of an NF4 or FP4 weight can be put back");
     const Isa& isa = static_cast<const PanelStorage*>(panels.storage)->isa();
     const bool nested = t->scale_form == ScaleForm::nested;

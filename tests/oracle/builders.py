@@ -27,6 +27,10 @@ transformers.logging.disable_progress_bar()
 torch.set_num_threads(1)  # everything here is tiny
 
 
+LABELS = 61
+"""Classes of the heads: many, so that errors are pooled over many values."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """One checkpoint: the class that transformers runs it with, its config, and how the weights are drawn."""
@@ -161,6 +165,10 @@ SPECS: dict[str, Spec] = {
     "bert_relu": Spec("BertModel", _bert(hidden_act="relu")),
     "bert_gelu_new": Spec("BertModel", _bert(hidden_act="gelu_new")),
     "bert_mlm": Spec("BertForMaskedLM", _bert()),
+    "llama_classes": Spec("LlamaForSequenceClassification", _llama(num_labels=LABELS)),
+    "gpt2_classes": Spec("GPT2ForSequenceClassification", _gpt2(num_labels=LABELS)),
+    "bert_classes": Spec("BertForSequenceClassification", _bert(num_labels=LABELS)),
+    "bert_token_classes": Spec("BertForTokenClassification", _bert(num_labels=LABELS)),
     "bert_blocks": Spec("BertModel", _bert(hidden_size=160, num_attention_heads=2, intermediate_size=352)),
 }
 
