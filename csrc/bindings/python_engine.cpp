@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "runtime/decoder.h"
 #include "runtime/engine.h"
+#include "runtime/lora_config.h"
 
 namespace halfbyte::python {
 
@@ -260,6 +261,12 @@ void bind_engine(py::module_& m) {
         for (const Architecture* architecture : architectures()) names.emplace_back(architecture->name);
         return names;
     });
+    m.def(
+        "lora_scale",
+        [](const std::string& config, const std::string& where, const std::string& module, int64_t rank) {
+            return LoraConfig(config, where).scale(module, rank);
+        },
+        py::arg("config"), py::arg("where"), py::arg("module"), py::arg("rank"));
     bind_sampler(m);
     bind_text_stream(m);
 

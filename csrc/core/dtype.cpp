@@ -11,6 +11,7 @@ size_t size_of(DType dtype) {
         case DType::f16:
         case DType::bf16:
         case DType::i16: return 2;
+        case DType::f8_e4m3:
         case DType::i8:
         case DType::u8:
         case DType::boolean: return 1;
@@ -27,6 +28,7 @@ std::string_view name_of(DType dtype) {
         case DType::i64: return "int64";
         case DType::i32: return "int32";
         case DType::i16: return "int16";
+        case DType::f8_e4m3: return "float8_e4m3fn";
         case DType::i8: return "int8";
         case DType::u8: return "uint8";
         case DType::boolean: return "bool";

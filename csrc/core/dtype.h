@@ -8,7 +8,7 @@
 
 namespace halfbyte {
 
-enum class DType : uint8_t { f32, f16, bf16, f64, i8, u8, i16, i32, i64, boolean };
+enum class DType : uint8_t { f32, f16, bf16, f64, f8_e4m3, i8, u8, i16, i32, i64, boolean };
 
 /// Bytes of one element.
 size_t size_of(DType dtype);

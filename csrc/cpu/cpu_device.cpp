@@ -56,6 +56,10 @@ Weight CpuDevice::arranged(const Weight& weight) {
 
 Weight CpuDevice::download(const Weight& uploaded) { return is_panels(uploaded) ? restore(uploaded) : uploaded; }
 
+Weight CpuDevice::readable(const Weight& uploaded) {
+    return can_restore(uploaded) ? restore(uploaded) : uploaded;  // panels are decodable themselves
+}
+
 void CpuDevice::embed(const Weight& table, std::span<const int32_t> ids, Tensor out, bool accumulate) {
     expect(int64_t(ids.size()) == out.rows && table.cols == out.cols, "embed: ", ids.size(), " ids of a table with ",
            table.cols, " columns into [", out.rows, ", ", out.cols, "]");

@@ -50,6 +50,7 @@ public:
     Weight upload(const Weight& weight, WeightUse use) override;
     Weight arranged(const Weight& weight) override;
     Weight download(const Weight& uploaded) override;
+    Weight readable(const Weight& uploaded) override;
     Weight upload_table(const Weight& weight) override { return weight; }
 
     void linear(const Tensor& x, std::span<const LinearPart> parts) override;                 // linear.cpp

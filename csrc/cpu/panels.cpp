@@ -155,6 +155,9 @@ struct Row {
     std::vector<int16_t> words;          // [cols]
     std::vector<float> values;           // [cols] of a float weight
     std::vector<float> scales, offsets;  // [blocks of the source]
+    // Of a panel of codes, kPanelRows of each behind one another.
+    std::vector<uint8_t> panel_codes;
+    std::vector<float> panel_scales, panel_offsets;
 };
 
 bool exact_in_f16(std::span<const float> values) {
@@ -177,9 +180,12 @@ public:
             for (int64_t panel = first; panel < last; panel++)
                 if (!fill_panel(panel, row, f16)) good.store(false, std::memory_order_relaxed);
             for (const Plane& plane : weight_.planes)
-                drop_pages(plane, first * kPanelRows, std::min(last * kPanelRows, weight_.rows), weight_.rows);
+                if (weight_.storage->in_row_order())
+                    drop_pages(plane, first * kPanelRows, std::min(last * kPanelRows, weight_.rows), weight_.rows);
         };
         pool.parallel_for(panels_, 1, fill);
+        for (const Plane& plane : weight_.planes)
+            if (!weight_.storage->in_row_order()) drop_pages(plane, 0, 1, 1);
         if (!good) return std::nullopt;
         if (tables_->scale_form == ScaleForm::f16 && !f16) {  // a scale has more digits: once more, in float32
             tables_->scale_form = ScaleForm::f32;
@@ -263,6 +269,7 @@ private:
         const int64_t cols = weight_.cols, bytes = cols / kGroupCols * group_bytes(tables_->level_form);
         uint8_t* levels = writable<uint8_t>(out_.planes[kLevels]) + panel * bytes;
         std::memset(levels, tables_->level_form == LevelForm::bytes ? kByteBias : 0, size_t(bytes));
+        if (codebook_ != nullptr) read_codes(panel * kPanelRows, row);
         for (int64_t lane = 0; lane < kPanelRows; lane++) {
             const int64_t r = panel * kPanelRows + lane;
             if (r < weight_.rows) {
@@ -274,12 +281,22 @@ private:
         return true;
     }
 
+    void read_codes(int64_t first, Row& row) const {
+        const auto cols = size_t(weight_.cols), blocks = size_t(blocks_), rows = size_t(kPanelRows);
+        row.panel_codes.resize(rows * cols), row.panel_scales.resize(rows * blocks), row.panel_offsets.resize(rows * blocks);
+        codebook_->unpack_rows(weight_, first, std::min<int64_t>(kPanelRows, weight_.rows - first), row.panel_codes.data(),
+                               row.panel_scales.data(), row.panel_offsets.data());
+    }
+
     bool read_row(int64_t r, Row& row) const {
         const auto cols = size_t(weight_.cols), blocks = size_t(blocks_);
         row.scales.resize(blocks), row.offsets.resize(blocks);
         if (codebook_ != nullptr) {
+            const auto lane = size_t(r % kPanelRows);
             row.levels.resize(cols);
-            codebook_->unpack_row(weight_, r, row.levels.data(), row.scales.data(), row.offsets.data());
+            std::copy_n(row.panel_codes.data() + lane * cols, cols, row.levels.data());
+            std::copy_n(row.panel_scales.data() + lane * blocks, blocks, row.scales.data());
+            std::copy_n(row.panel_offsets.data() + lane * blocks, blocks, row.offsets.data());
         } else if (bytes_ != nullptr) {
             row.levels.resize(cols);
             bytes_->unpack_row(weight_, r, reinterpret_cast<int8_t*>(row.levels.data()), row.scales.data(),
@@ -399,11 +416,17 @@ Panels view_panels(const Weight& weight) {
     return p;
 }
 
+bool can_restore(const Weight& weight) {
+    if (!is_panels(weight)) return false;
+    const Storage* source = tables_of(weight).source;
+    return source == &nf4_storage() || source == &fp4_storage();
+}
+
 Weight restore(const Weight& panels) { return bnb4_from_panels(panels_for_file(panels)); }
 
 Weight panels_for_file(const Weight& panels) {
     const PanelTables* t = is_panels(panels) ? &tables_of(panels) : nullptr;
-    if (t == nullptr || (t->source != &nf4_storage() && t->source != &fp4_storage()))
+    if (t == nullptr || !can_restore(panels))
         fail(ErrorCode::unsupported, "restore: only panels made of an NF4 or FP4 weight can be put back");
     const Isa& isa = static_cast<const PanelStorage*>(panels.storage)->isa();
     const bool nested = t->scale_form == ScaleForm::nested;

@@ -26,5 +26,7 @@ bool is_panels(const Weight& weight);
 Panels view_panels(const Weight& weight);
 /// The NF4 or FP4 weight of bitsandbytes that these panels were made from, its planes bit for bit. Error unsupported for others.
 Weight restore(const Weight& panels);
+/// True for panels that restore() takes.
+bool can_restore(const Weight& weight);
 
 }  // namespace halfbyte::cpu

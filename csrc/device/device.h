@@ -174,6 +174,9 @@ public:
     virtual Weight arranged(const Weight& weight) { return weight; }
     /// What upload() was given, bit for bit. Errors: unsupported where the layout cannot be undone.
     virtual Weight download(const Weight& uploaded) = 0;
+    /// The weight in a storage whose rows the host can decode: what upload() was given, or, where the layout cannot be undone,
+    /// the values that linear() multiplies with.
+    virtual Weight readable(const Weight& uploaded) = 0;
     /// The weight for embed(): rows are looked up, not multiplied; often the same planes. A weight used by both
     /// linear() and embed() (tied embeddings) is uploaded once through each.
     virtual Weight upload_table(const Weight& weight) = 0;

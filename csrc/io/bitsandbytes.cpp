@@ -85,14 +85,14 @@ Plane take(TensorMap& tensors, const std::string& name, DType dtype, std::string
     return plane;
 }
 
-BitsAndBytesWeight take_weight(TensorMap& tensors, const std::string& name, const std::string& kind, std::string_view file) {
+QuantizedWeight take_weight(TensorMap& tensors, const std::string& name, const std::string& kind, std::string_view file) {
     const std::string where = concat(file, ": tensor ", name);
     const std::string state_name = concat(name, kMarker, kind);
     const auto entry = tensors.find(state_name);
     const QuantState state(entry->second, concat(file, ": ", state_name));
     tensors.erase(entry);
 
-    BitsAndBytesWeight result;
+    QuantizedWeight result;
     Weight& weight = result.weight;
     if (kind != "nf4" && kind != "fp4") {
         fail(ErrorCode::unsupported, where, ": bitsandbytes quant_type \"", kind, "\"; expected nf4 or fp4");
@@ -144,11 +144,11 @@ BitsAndBytesWeight take_weight(TensorMap& tensors, const std::string& name, cons
 }
 
 /// LLM.int8(): `layer`.weight (int8 [out, in]), .SCB (float32 [out]), and in all but old files .weight_format (0: rows).
-BitsAndBytesWeight take_int8_rows(TensorMap& tensors, const std::string& layer, std::string_view file) {
+QuantizedWeight take_int8_rows(TensorMap& tensors, const std::string& layer, std::string_view file) {
     const std::string name = layer + ".weight", where = concat(file, ": tensor ", name);
     const auto levels = tensors.find(name);
     if (levels == tensors.end()) fail(ErrorCode::corrupt, where, ": it has an SCB, but the tensor itself is missing");
-    BitsAndBytesWeight result;
+    QuantizedWeight result;
     result.shape = levels->second.shape;
     const MatrixShape shape = matrix_shape(result.shape, where);
     if (result.shape.size() != 2 || shape.cols < 1 || shape.cols > std::numeric_limits<int32_t>::max()) {
@@ -175,7 +175,7 @@ BitsAndBytesWeight take_int8_rows(TensorMap& tensors, const std::string& layer, 
 
 }  // namespace
 
-std::map<std::string, BitsAndBytesWeight, std::less<>> take_bitsandbytes(TensorMap& tensors, std::string_view where) {
+QuantizedMap take_bitsandbytes(TensorMap& tensors, std::string_view where) {
     std::vector<std::pair<std::string, std::string>> found;  // name, kind
     std::vector<std::string> rows;                           // layers of LLM.int8()
     for (const auto& [name, entry] : tensors) {
@@ -183,7 +183,7 @@ std::map<std::string, BitsAndBytesWeight, std::less<>> take_bitsandbytes(TensorM
         const size_t marker = name.find(kMarker);
         if (marker != std::string::npos) found.emplace_back(name.substr(0, marker), name.substr(marker + kMarker.size()));
     }
-    std::map<std::string, BitsAndBytesWeight, std::less<>> weights;
+    QuantizedMap weights;
     for (const auto& [name, kind] : found) {
         if (weights.contains(name)) fail(ErrorCode::corrupt, where, ": tensor ", name, " has two quant_states");
         weights.emplace(name, take_weight(tensors, name, kind, where));

@@ -15,6 +15,24 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
+/// quant_method; "" where there is none.
+std::string quantization_method(const json& settings) {
+    if (!settings.is_object()) return "";
+    const auto method = settings.find("quant_method");
+    return method != settings.end() && method->is_string() ? method->get<std::string>() : "";
+}
+
+bool is_fp8(std::string_view method) { return method == "fp8" || method == "fbgemm_fp8" || method == "compressed-tensors"; }
+
+/// compressed-tensors holds many formats; "float-quantized" is E4M3 weights with scales of floats.
+void check_compressed(const json& settings, const std::string& where) {
+    const json format = settings.value("format", json());
+    if (format == "float-quantized" || format == "naive-quantized") return;
+    fail(ErrorCode::unsupported, where, ": quantization_config.format is ",
+         format.dump(-1, ' ', true, json::error_handler_t::replace),
+         R"(; of compressed-tensors halfbyte reads "float-quantized")");
+}
+
 class FolderCheckpoint final : public Checkpoint {
 public:
     FolderCheckpoint(fs::path path, Config config, std::string config_text, TensorMap tensors, std::string where)
@@ -23,13 +41,13 @@ public:
           config_text_(std::move(config_text)),
           plain_(std::move(tensors)),
           where_(std::move(where)) {
-        quantized_ = take_bitsandbytes(plain_, where_);
+        take_quantized();
         for (const auto& [name, entry] : plain_) names_.push_back(name);
         for (const auto& [name, entry] : quantized_) names_.push_back(name);
         std::sort(names_.begin(), names_.end());
     }
 
-    std::string_view format() const override { return quantized_.empty() ? "safetensors" : "bitsandbytes"; }
+    std::string_view format() const override { return format_; }
     const Config& config() const override { return config_; }
     const std::vector<std::string>& names() const override { return names_; }
     bool contains(std::string_view name) const override {
@@ -52,10 +70,29 @@ private:
         return found->second;
     }
 
+    /// Finds what belongs together, as quantization_config says; without one, as the tensors do.
+    void take_quantized() {
+        const std::string config_where = concat(config_.where(), ": quantization_config");
+        const json document = parse_json(config_text_, config_.where());
+        const json settings = document.value("quantization_config", json());
+        const std::string method = quantization_method(settings);
+        if (method == "gptq" || method == "awq") {
+            quantized_ = (method == "gptq" ? take_gptq : take_awq)(plain_, settings, where_, config_where);
+            format_ = method;
+            return;
+        }
+        quantized_ = take_bitsandbytes(plain_, where_);
+        if (!quantized_.empty()) format_ = "bitsandbytes";
+        QuantizedMap floats = take_fp8(plain_, is_fp8(method) ? settings : json(), where_, config_where);
+        if (!floats.empty()) format_ = "fp8";
+        quantized_.merge(floats);
+    }
+
     Config config_;
     std::string config_text_;
+    std::string format_ = "safetensors";
     TensorMap plain_;
-    std::map<std::string, BitsAndBytesWeight, std::less<>> quantized_;
+    QuantizedMap quantized_;
     std::vector<std::string> names_;
     std::string where_;
 };
@@ -113,10 +150,15 @@ void check_quantization(const json& config, const std::string& where) {
         fail(ErrorCode::corrupt, where, ": quantization_config must be an object, found ", found->dump());
     const auto method = found->find("quant_method");
     // Files of the first versions have no quant_method: only bitsandbytes existed.
-    if (method != found->end() && *method != "bitsandbytes") {
-        fail(ErrorCode::unsupported, where, ": quantization_config.quant_method is ", method->dump(),
-             "; halfbyte reads \"bitsandbytes\" and float weights");
+    const std::string name = quantization_method(*found);
+    if (method != found->end() && name != "bitsandbytes" && name != "gptq" && name != "awq" && !is_fp8(name)) {
+        fail(
+            ErrorCode::unsupported, where, ": quantization_config.quant_method is ",
+            method->dump(-1, ' ', true, json::error_handler_t::replace),
+            R"(; halfbyte reads "bitsandbytes", "gptq", "awq", "fp8", "fbgemm_fp8", "compressed-tensors" of 8-bit floats and )"
+            "float weights");
     }
+    if (name == "compressed-tensors") check_compressed(*found, where);
     if (method == found->end() && !found->contains("load_in_4bit") && !found->contains("load_in_8bit")) {
         fail(ErrorCode::unsupported, where, ": quantization_config names no quant_method");
     }

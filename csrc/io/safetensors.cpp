@@ -21,13 +21,14 @@ constexpr uint64_t kMaxHeader = 100'000'000;  // the limit of the reference impl
 
 DType dtype_from(const std::string& text, const std::string& where) {
     static constexpr std::pair<std::string_view, DType> kKnown[] = {
-        {"F32", DType::f32}, {"F16", DType::f16}, {"BF16", DType::bf16}, {"F64", DType::f64}, {"I8", DType::i8},
-        {"U8", DType::u8},   {"I16", DType::i16}, {"I32", DType::i32},   {"I64", DType::i64}, {"BOOL", DType::boolean},
+        {"F32", DType::f32}, {"F16", DType::f16}, {"BF16", DType::bf16},       {"F64", DType::f64},
+        {"I8", DType::i8},   {"U8", DType::u8},   {"F8_E4M3", DType::f8_e4m3}, {"I16", DType::i16},
+        {"I32", DType::i32}, {"I64", DType::i64}, {"BOOL", DType::boolean},
     };
     for (const auto& [name, dtype] : kKnown)
         if (name == text) return dtype;
     fail(ErrorCode::unsupported, where, ": dtype \"", text,
-         "\" is not supported; expected F32, F16, BF16, F64, I8, U8, I16, I32, I64 or BOOL");
+         "\" is not supported; expected F32, F16, BF16, F64, F8_E4M3, I8, U8, I16, I32, I64 or BOOL");
 }
 
 uint64_t to_unsigned(const json& value, const std::string& where, std::string_view what) {

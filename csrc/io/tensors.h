@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,15 +31,28 @@ Weight float_weight(const SafetensorsEntry& entry, std::string_view where);
 
 using TensorMap = std::map<std::string, SafetensorsEntry, std::less<>>;
 
-/// One weight of a bitsandbytes checkpoint, its planes found and its quant_state read.
-struct BitsAndBytesWeight {
+/// One weight that is made of several tensors, its planes found.
+struct QuantizedWeight {
     std::vector<int64_t> shape;
     Weight weight;
 };
 
+using QuantizedMap = std::map<std::string, QuantizedWeight, std::less<>>;
+
 /// Takes every 4-bit weight and every one of LLM.int8(), with all its parts, out of `tensors`; what is left there is plain.
 /// `where` starts the errors.
 /// The layout is bitsandbytes' own: functional.py, class QuantState (as_dict, from_dict). Errors: corrupt, unsupported.
-std::map<std::string, BitsAndBytesWeight, std::less<>> take_bitsandbytes(TensorMap& tensors, std::string_view where);
+QuantizedMap take_bitsandbytes(TensorMap& tensors, std::string_view where);
+
+// The same for other folders, by their quantization_config, whose place `config_where` says in errors.
+/// GPTQ, 4 bits. Errors: corrupt, unsupported (other bits, layouts of other programs, activation order).
+QuantizedMap take_gptq(TensorMap& tensors, const nlohmann::json& config, std::string_view where,
+                       const std::string& config_where);
+/// AWQ, 4 bits, version "gemm". Errors: corrupt, unsupported (other versions).
+QuantizedMap take_awq(TensorMap& tensors, const nlohmann::json& config, std::string_view where,
+                      const std::string& config_where);
+/// Tensors of 8-bit floats with their scales; without a config (null) they may have none. Errors: corrupt.
+QuantizedMap take_fp8(TensorMap& tensors, const nlohmann::json& config, std::string_view where,
+                      const std::string& config_where);
 
 }  // namespace halfbyte

@@ -117,6 +117,7 @@ Buffer Loader::to_device(const std::vector<float>& values) {
 Module& Loader::add_module(Name name, Module::Kind kind, int64_t in, int64_t out) {
     Module& module = modules_.emplace_back();
     module.name = module.base_name = hf_name(hf_prefix_, name.hf);
+    if (!name.gguf.empty()) module.gguf_name = std::string(gguf_prefix_).append(name.gguf);
     module.kind = kind, module.in_features = in, module.out_features = out;
     if (module.name.starts_with(base_prefix_)) module.base_name.erase(0, base_prefix_.size());
     return module;
@@ -170,13 +171,14 @@ Linear Loader::linear(Name name, int64_t in, int64_t out, const LinearOptions& o
         if (!bias.empty()) plan(bias, name, ".bias", PlannedTensor::Role::vector, 1, out, false, order);
         return {};
     }
+    const std::vector<int64_t> gguf_rows = order;
     if (checkpoint_.has_reference_rows()) order.clear();
     if (!order.empty()) weight = reorder_rows(weight, order);
     weight = rounded(tensor, weight, rounding_of(name, options.as_stored ? "" : options_.quantize));
     report(tensor, weight);
 
     Module& module = add_module(name, Module::Kind::linear, in, out);
-    module.conv1d = options.conv1d;
+    module.conv1d = options.conv1d, module.gguf_rows = gguf_rows;
     Linear layer{.weight = device_.upload(weight),
                  .bias = {},
                  .module = int(modules_.size()) - 1,

@@ -31,6 +31,8 @@ void check_dtype(const std::string& where, const SafetensorsEntry& entry) {
     fail(ErrorCode::unsupported, where, " has dtype ", name_of(entry.dtype), "; expected float32, float16 or bfloat16");
 }
 
+bool is_missing_head(const Module& module) { return module.kind == Module::Kind::linear && module.out_features == 0; }
+
 }  // namespace
 
 AdapterBuilder::AdapterBuilder(std::string name, std::string kind, std::string where, const Model& model, Device& device)
@@ -39,6 +41,12 @@ AdapterBuilder::AdapterBuilder(std::string name, std::string kind, std::string w
     for (size_t i = 0; i < model.modules().size(); i++) {
         index_.emplace(model.modules()[i].base_name, int(i));
         index_.emplace(model.modules()[i].name, int(i));
+    }
+    // A head that the model lacks goes by either name: the reference has GPT-2 with a "score" and with a "classifier".
+    for (size_t i = 0; i < model.modules().size(); i++) {
+        if (!is_missing_head(model.modules()[i])) continue;
+        index_.emplace("score", int(i));
+        index_.emplace("classifier", int(i));
     }
 }
 
@@ -161,7 +169,7 @@ void AdapterBuilder::add_linear(const std::string& where, const Module& module, 
     int64_t features = module.out_features;
     Weight base;  // as an effect of which DoRA's lengths are
     const bool over_vocabulary = features == model_.info().vocab_size && model_.info().has_logits;
-    const bool is_head = features == 0 || module.name == "score" || module.name == "classifier";
+    const bool is_head = is_missing_head(module) || module.name == "score" || module.name == "classifier";
     if (t.weight) {
         check_dtype(where, *t.weight);
         const std::vector<int64_t>& shape = t.weight->shape;
@@ -195,7 +203,7 @@ void AdapterBuilder::add_linear(const std::string& where, const Module& module, 
     if (t.magnitude) {
         if (!t.a) fail(ErrorCode::corrupt, where, " has a lora_magnitude_vector, but no lora_A and lora_B");
         std::vector<float> gain = vector(where + " lora_magnitude_vector", *t.magnitude, features);
-        if (!t.weight) base = device_.download(module.linear.weight);
+        if (!t.weight) base = device_.readable(module.linear.weight);
         const std::vector<float> a = decoded(float_weight(*t.a, where)), b = decoded(float_weight(*t.b, where));
         const std::vector<float> lengths = row_lengths(base, a, b, t.a->shape[0], scale, device_.host_pool());
         for (size_t i = 0; i < gain.size(); i++) gain[i] /= lengths[i];

@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "io/checkpoint.h"
 #include "models/loader.h"
+#include "runtime/gguf_adapter.h"
 #include "runtime/peft.h"
 
 namespace halfbyte {
@@ -73,8 +74,9 @@ std::shared_ptr<Engine> Engine::load(const std::filesystem::path& path, const En
     engine->model_ = load_model(*checkpoint, *engine->device_,
                                 {options.quantize, options.output_layer, options.layers, options.progress});
     engine->adapters_ = std::make_unique<AdapterRegistry>([model = engine->model_.get(), device = engine->device_](
-                                                              const std::filesystem::path& folder, const std::string& name) {
-        return read_peft_adapter(folder, name, *model, *device);
+                                                              const std::filesystem::path& file, const std::string& name) {
+        return file.extension() == ".gguf" ? read_gguf_adapter(file, name, *model, *device)
+                                           : read_peft_adapter(file, name, *model, *device);
     });
     engine->format_ = checkpoint->format();
     engine->path_ = path.string();

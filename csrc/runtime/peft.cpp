@@ -88,19 +88,19 @@ std::shared_ptr<const Adapter> read_peft_adapter(const std::filesystem::path& fo
     if (!std::filesystem::exists(file) && std::filesystem::exists(folder / "adapter_model.bin")) {
         fail_pickle(folder / "adapter_model.bin", "adapter_model.safetensors");
     }
-    return bind_peft_adapter(config, MappedFile::open(file), std::move(name), model, device);
+    return bind_peft_adapter(config, read_safetensors(file), file.string(), std::move(name), model, device);
 }
 
-std::shared_ptr<const Adapter> bind_peft_adapter(const PeftConfig& config, const std::shared_ptr<const MappedFile>& mapped,
-                                                 std::string name, const Model& model, Device& device) {
+std::shared_ptr<const Adapter> bind_peft_adapter(const PeftConfig& config,
+                                                 std::map<std::string, SafetensorsEntry, std::less<>> tensors,
+                                                 const std::string& where, std::string name, const Model& model,
+                                                 Device& device) {
     constexpr std::string_view kPromptRows = "prompt_embeddings";
-    const std::string where = mapped->path().string();
     const bool prompt = is_prompt(config.kind);
     const std::string_view prefix = prompt ? "base_model." : "base_model.model.";
     AdapterBuilder builder(std::move(name), config.type, where, model, device);
 
     builder.set_layers(config.layer_ranges);
-    auto tensors = parse_safetensors(mapped);
     if (prompt) {
         const auto rows = tensors.find(kPromptRows);
         if (rows == tensors.end()) fail(ErrorCode::corrupt, where, ": there is no tensor '", kPromptRows, "' in it");

@@ -2,10 +2,11 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
 
-#include "core/mapped_file.h"
+#include "io/safetensors.h"
 #include "models/model.h"
 #include "nn/adapter.h"
 #include "runtime/peft_config.h"
@@ -17,8 +18,10 @@ namespace halfbyte {
 /// Errors: not_found, corrupt (shapes that do not fit the layer), unsupported (naming the field or tensor).
 std::shared_ptr<const Adapter> read_peft_adapter(const std::filesystem::path& folder, std::string name, const Model& model,
                                                  Device& device);
-/// The same from what its two files hold.
-std::shared_ptr<const Adapter> bind_peft_adapter(const PeftConfig& config, const std::shared_ptr<const MappedFile>& file,
-                                                 std::string name, const Model& model, Device& device);
+/// The same from what its two files hold; `where` starts the errors about tensors.
+std::shared_ptr<const Adapter> bind_peft_adapter(const PeftConfig& config,
+                                                 std::map<std::string, SafetensorsEntry, std::less<>> tensors,
+                                                 const std::string& where, std::string name, const Model& model,
+                                                 Device& device);
 
 }  // namespace halfbyte

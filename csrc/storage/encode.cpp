@@ -95,7 +95,8 @@ struct Source {
                     f((first * cols + at) / size, decoded.get() + at, std::min(size, count - at));
             }
             for (const Plane& plane : weight->planes)
-                drop_pages(plane, begin * together, std::min(end * together, rows), rows);
+                if (weight->storage->in_row_order())
+                    drop_pages(plane, begin * together, std::min(end * together, rows), rows);
         });
     }
 };

@@ -33,6 +33,8 @@ public:
     virtual int32_t block_size() const { return 0; }
     /// Every plane is [rows][bytes of a row], so that rows are moved by moving bytes.
     virtual bool planes_are_rows() const { return false; }
+    /// The first rows are in the first bytes of every plane, more or less: what they were can be put away when they were read.
+    virtual bool in_row_order() const { return true; }
     /// Error corrupt where a scale or offset of row `row` is not a finite number. validate() leaves this out: it would have
     /// to read the whole weight.
     virtual void check_scales(const Weight& /*weight*/, int64_t /*row*/, std::string_view /*where*/) const {}
@@ -56,6 +58,14 @@ public:
     /// codes[cols] in 0..15, scales[cols / block_size], offsets[cols / block_size] (untouched where has_offsets() is false;
     /// may then be null). Requires rows_are_whole_blocks().
     virtual void unpack_row(const Weight& weight, int64_t row, uint8_t* codes, float* scales, float* offsets) const = 0;
+    /// The same of `count` rows from `first` on, [count] of each behind one another. A format that lies the other way round reads
+    /// neighbours together. offsets: not null.
+    virtual void unpack_rows(const Weight& weight, int64_t first, int64_t count, uint8_t* codes, float* scales,
+                             float* offsets) const {
+        const int64_t blocks = weight.cols / weight.block_size;
+        for (int64_t r = 0; r < count; r++)
+            unpack_row(weight, first + r, codes + r * weight.cols, scales + r * blocks, offsets + r * blocks);
+    }
 };
 
 /// value = level * scale + offset, level a signed byte, one scale and offset per block of consecutive elements of a row.
@@ -72,6 +82,10 @@ public:
 const FloatStorage& float_storage(DType dtype);  ///< f32, f16, bf16; anything else: Error internal.
 const Codebook4& nf4_storage();                  ///< bitsandbytes NF4, plain or double-quantised scales.
 const Codebook4& fp4_storage();                  ///< bitsandbytes FP4, likewise.
+const Codebook4& gptq_storage();                 ///< GPTQ folders; zeros are stored less one.
+const Codebook4& gptq_v2_storage();              ///< GPTQ folders of checkpoint_format "gptq_v2".
+const Codebook4& awq_storage();                  ///< AWQ folders, version "gemm".
+const Storage& fp8_storage();                    ///< 8-bit floats with scales.
 const Int8Blocks& int8_rows_storage();           ///< bitsandbytes LLM.int8(): one scale a row.
 const Int8Blocks& int8_storage();                ///< What quantize="int8" makes: blocks of 32, 64 or 128.
 const Int8Blocks& q8_0_storage();                ///< GGUF Q8_0.
@@ -131,6 +145,19 @@ Weight bnb4_from_panels(const Weight& panels);
 enum Int8RowsPlane : int {
     kInt8RowsLevels = 0,  ///< i8 [rows, cols]
     kInt8RowsScb = 1,     ///< f32 [rows]: what 127 stands for
+};
+
+/// Planes of gptq_storage(), gptq_v2_storage() and awq_storage(); block_size is the group.
+enum Int4Plane : int {
+    kInt4Codes = 0,   ///< i32: see storage/int4_groups.cpp
+    kInt4Zeros = 1,   ///< i32 [groups, rows / 8]
+    kInt4Scales = 2,  ///< f32 [groups, rows]
+};
+
+/// Planes of fp8_storage(). A scale is for nested_block_size rows and block_size columns.
+enum Fp8Plane : int {
+    kFp8Bytes = 0,   ///< u8 [rows, cols], E4M3
+    kFp8Scales = 1,  ///< f32 [rows / nested_block_size, cols / block_size], both rounded up
 };
 
 /// Planes of int8_storage().

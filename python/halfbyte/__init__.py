@@ -8,6 +8,7 @@
 from . import errors, ops
 from ._core import Weight, __version__, architectures
 from .convert import convert
+from .convert_adapter import convert_adapter
 from .errors import (
     CancelledError,
     CorruptFileError,
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "architectures",
     "convert",
+    "convert_adapter",
     "devices",
     "errors",
     "load",

@@ -29,6 +29,9 @@ def isa() -> str:
     """The one that a device made now would use: what HALFBYTE_ISA names, or the best. InvalidArgumentError if it cannot run."""
 
 def architectures() -> list[str]: ...
+def lora_scale(config: str, where: str, module: str, rank: int) -> float:
+    """What adapter_config.json says that B (A x) of a module is multiplied by."""
+
 def available_cores() -> int: ...
 def read_bandwidth(threads: int = 0, seconds: float = 0.3) -> float:
     """GB/s that `threads` cores (0: all) can read from memory, measured now; takes 512 MiB meanwhile."""

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import _core, bench_models
+from .bench_adapters import HEADER, line, measure_adapters
 from .bench_machine import commit, measure_roofs, peak_resident_bytes, processor, resident_bytes
 from .bench_tasks import ADAPTER, TASKS, Size, bits_per_weight, check, flops_per_token, make_trial
 from .cli_options import PRECISIONS, positive
@@ -93,12 +94,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the layer over the vocabulary is rounded to while loading; a --shape is made with it",
     )
     add("--adapter", metavar="PATH", help="a PEFT folder, applied unmerged; random:R makes one of rank R of all layers")
+    add(
+        "--adapters",
+        type=positive,
+        metavar="N",
+        help="what made adapters cost: one at decode and prefill, N different ones in a batch of N, 64 idle; each in "
+        "turns with the same task without. --adapter random:R sets the rank (16)",
+    )
     add("--json", action="store_true", help="one JSON object a line instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print rows as they are ready, and return the exit code. Errors of loading and running are raised."""
     path, output_layer = _model(args)
+    if args.adapters is not None:
+        return _run_adapters(args, path, output_layer)
     rows = measure(
         path,
         task=args.task,
@@ -121,6 +131,40 @@ def run(args: argparse.Namespace) -> int:
                 print(_HEADER)
             print(_line(row), flush=True)
     return 0
+
+
+def _run_adapters(args: argparse.Namespace, path: str, output_layer: str) -> int:
+    size = Size(args.prompt_tokens, args.decode_tokens, args.adapters)
+    for threads in args.threads or [_core.available_cores()]:
+        rows = measure_adapters(
+            path,
+            threads=threads,
+            count=args.adapters,
+            rank=_rank(args.adapter or "random:16"),
+            size=size,
+            repeats=args.repeats,
+            precision=args.precision,
+            output_layer=output_layer,
+        )
+        for index, row in enumerate(rows):
+            if args.json:
+                print(json.dumps(asdict(row)), flush=True)
+                continue
+            if index == 0:
+                print(
+                    f"{path}, made adapters of rank {row.rank}, precision {row.precision}, {_core.isa()}, {processor()}"
+                )
+                print(HEADER)
+            print(line(row), flush=True)
+    return 0
+
+
+def _rank(adapter: str) -> int:
+    """Of random:RANK. Raises InvalidArgumentError."""
+    kind, _, rank = adapter.partition(":")
+    if kind != "random" or not rank.isdecimal() or int(rank) < 1:
+        raise InvalidArgumentError(f"bench: expected a PEFT folder or random:RANK, found {adapter!r}")
+    return int(rank)
 
 
 def _model(args: argparse.Namespace) -> tuple[str, str]:
@@ -213,11 +257,8 @@ def _load_adapter(engine: _core.Engine, adapter: str | None) -> int:
     if adapter is None:
         return 0
     path = Path(adapter)
-    kind, _, rank = adapter.partition(":")
-    if kind == "random":
-        if not rank.isdecimal() or int(rank) < 1:
-            raise InvalidArgumentError(f"bench: expected a PEFT folder or random:RANK, found {adapter!r}")
-        path = bench_models.made_adapter(engine, int(rank))
+    if adapter.startswith("random:"):
+        path = bench_models.made_adapter(engine, _rank(adapter))
     engine.load_adapter(str(path), ADAPTER, False, False)
     return sum(file.stat().st_size for file in path.glob("adapter_model*.safetensors"))
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .adapters import mix
+from .adapters import Mix, mix
 from .errors import InternalError, InvalidArgumentError
 
 TASKS = ("decode", "prefill", "batch", "encode")
@@ -44,16 +44,26 @@ def make_trial(engine: _core.Engine, task: str, size: Size, adapter: str | None,
     middle = size.prompt_tokens + (size.decode_tokens + 1) / 2  # keys of the token in the middle of a decoding run
     if task == "encode":
         total = size.prompt_tokens * size.batch
-        once = _encode(engine, size, adapter)
+        once = _encode(engine, size, mix(adapter))
         return Trial(once, size.batch, 0, total, size.prompt_tokens, weights / total)
     if task == "batch":
         total, read = size.decode_tokens * size.batch, weights / size.batch + middle * cache
-        return Trial(_batch(engine, size, adapter), size.batch, size.decode_tokens, total, middle, read)
+        return Trial(_batch(engine, size, [mix(adapter)]), size.batch, size.decode_tokens, total, middle, read)
     if task == "prefill":
         mean, read = (size.prompt_tokens + 1) / 2, weights / size.prompt_tokens + cache
-        return Trial(_generate(engine, size, adapter, False), 1, 0, size.prompt_tokens, mean, read)
-    once = _generate(engine, size, adapter, True)
+        return Trial(_generate(engine, size, mix(adapter), False), 1, 0, size.prompt_tokens, mean, read)
+    once = _generate(engine, size, mix(adapter), True)
     return Trial(once, 1, size.decode_tokens, size.decode_tokens, middle, weights + middle * cache)
+
+
+def adapter_trial(engine: _core.Engine, task: str, size: Size, mixes: Sequence[Mix]) -> Callable[[], float]:
+    """A call that runs a task once, row i of a batch with mixes[i] (or all with the one there is): tokens a second."""
+    if task == "batch":
+        once, tokens = _batch(engine, size, mixes), size.batch * size.decode_tokens
+    else:
+        decode = task == "decode"
+        once, tokens = _generate(engine, size, mixes[0], decode), size.decode_tokens if decode else size.prompt_tokens
+    return lambda: tokens / once()
 
 
 def check(info: dict[str, Any], tasks: Sequence[str], size: Size) -> None:
@@ -74,24 +84,24 @@ def check(info: dict[str, Any], tasks: Sequence[str], size: Size) -> None:
 # --- what is run and timed ---
 
 
-def _encode(engine: _core.Engine, size: Size, adapter: str | None) -> Callable[[], float]:
+def _encode(engine: _core.Engine, size: Size, adapter: Mix) -> Callable[[], float]:
     tokens = spread_tokens(engine.info(), size.prompt_tokens * size.batch)
     lengths = np.full(size.batch, size.prompt_tokens, np.int64)
 
     def once() -> float:
         start = time.perf_counter()
-        engine.embed(tokens, lengths, None, "mean", True, [mix(adapter)])
+        engine.embed(tokens, lengths, None, "mean", True, [adapter])
         return time.perf_counter() - start
 
     return once
 
 
-def _batch(engine: _core.Engine, size: Size, adapter: str | None) -> Callable[[], float]:
+def _batch(engine: _core.Engine, size: Size, adapters: Sequence[Mix]) -> Callable[[], float]:
     """Sequences with a prompt each, then a token of each in every pass, the greedy one."""
     prompts = spread_tokens(engine.info(), size.prompt_tokens * size.batch)
     long, one = np.full(size.batch, size.prompt_tokens, np.int64), np.ones(size.batch, np.int64)
 
-    decoder = _core.BatchDecoder(engine, size.batch, size.prompt_tokens + size.decode_tokens, [mix(adapter)])
+    decoder = _core.BatchDecoder(engine, size.batch, size.prompt_tokens + size.decode_tokens, list(adapters))
     decoder.extend(prompts, long)
 
     def once() -> float:
@@ -104,14 +114,14 @@ def _batch(engine: _core.Engine, size: Size, adapter: str | None) -> Callable[[]
     return once
 
 
-def _generate(engine: _core.Engine, size: Size, adapter: str | None, decode: bool) -> Callable[[], float]:
+def _generate(engine: _core.Engine, size: Size, adapter: Mix, decode: bool) -> Callable[[], float]:
     prompt = spread_tokens(engine.info(), size.prompt_tokens)
     after_prompt = size.decode_tokens if decode else 0
 
     def once() -> float:
         # Greedy and without an end-of-sequence token: it goes on to the end, whatever it says.
         start = time.perf_counter()
-        generation = engine.generate(prompt, after_prompt + 1, 0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, [], [], mix(adapter))
+        generation = engine.generate(prompt, after_prompt + 1, 0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, [], [], adapter)
         while not generation.tokens and generation.step():  # the prompt, and the first token that comes with it
             pass
         if decode:

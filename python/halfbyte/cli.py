@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import __version__, cli_convert, cli_encode, cli_info, cli_text
+from . import __version__, cli_adapters, cli_convert, cli_encode, cli_info, cli_text
 from .errors import Error
 
 _EPILOG = """\
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_text.add_chat_arguments(add("chat", "talk with a model in the terminal"))
     cli_encode.add_arguments(add("encode", "turn sentences into vectors"))
     cli_convert.add_arguments(add("convert", "write a checkpoint as one GGUF file, or as a bitsandbytes folder"))
+    cli_adapters.add_arguments(add("adapters", "look into adapters"))
     cli_info.add_arguments(add("info", "tell what a checkpoint holds and needs, without loading it"))
     _add_bench(add("bench", "measure speed beside the limits of the machine"))
     return parser

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from pathlib import Path
 
 from .convert import WEIGHTS, Conversion, convert
+from .convert_adapter import convert_adapter, is_adapter
 from .convert_auto import Auto
+from .errors import InvalidArgumentError
 from .terminal import count_text, note, size_text
 
 _LINES_EVERY = 10.0  # seconds between the lines of a log
@@ -39,12 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep the layers that matter most wider than nf4, within an average of BITS a weight (4.2 to 16)",
     )
     parser.add_argument("--calibration", metavar="FILE", help="text that --auto measures on (default: its own)")
+    parser.add_argument(
+        "--adapter",
+        metavar="ADAPTER",
+        help="with --merge: put this adapter into the weights. Without: write it as a GGUF file for SOURCE, its model",
+    )
+    parser.add_argument("--merge", action="store_true", help="see --adapter; into 4-bit weights only with --requantize")
     parser.add_argument("--verify", action="store_true", help="read the output back and compare it with the source")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run ``halfbyte convert``."""
+    if options.merge and options.adapter is None:
+        raise InvalidArgumentError("convert: --merge needs --adapter")
+    if (options.adapter is not None and not options.merge) or is_adapter(Path(options.source)):
+        return _run_adapter(options)
     with _Progress() as progress:
         result = convert(
             options.source,
@@ -59,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
             auto=options.auto,
             calibration=options.calibration,
             verify=options.verify,
+            adapter=options.adapter,
             progress=progress,
         )
     seconds = time.monotonic() - progress.started
@@ -69,8 +83,26 @@ def run(options: argparse.Namespace) -> int:
     )
     if result.auto is not None:
         _print_auto(result.auto)
+    if result.merge is not None:
+        print(
+            f"merged and rounded again: on {result.merge.tokens} tokens the output is {result.merge.relative:.1%} off "
+            f"that of the model with the adapter beside it (largest {result.merge.largest:.2e}), and "
+            f"{result.merge.changed:.1%} of the most probable tokens are others"
+        )
     if options.verify:
         _print_reports(result)
+    return 0
+
+
+def _run_adapter(options: argparse.Namespace) -> int:
+    """An adapter alone: a PEFT folder into a GGUF file, or back."""
+    if options.adapter is None:
+        result = convert_adapter(options.source, options.target)
+    else:
+        result = convert_adapter(options.adapter, options.target, options.source)
+    own = f"halfbyte alone reads it: {result.reason}"
+    kinds = {"lora": "llama.cpp reads it too", "peft": own, "folder": "a PEFT folder"}
+    print(f"{result.path}: {result.tensors} tensors, {size_text(result.bytes)}; {kinds[result.type]}")
     return 0
 
 

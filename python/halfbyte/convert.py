@@ -22,10 +22,12 @@ from .rounding import names_module
 
 if TYPE_CHECKING:
     from .convert_auto import Auto
+    from .merge import MergeCost
 
 Weights = Literal["keep", "nf4", "fp4", "int8", "q8_0", "f16", "bf16"]
 WEIGHTS: tuple[Weights, ...] = ("keep", "nf4", "fp4", "int8", "q8_0", "f16", "bf16")
 FLOATS = ("f32", "f16", "bf16")
+FOREIGN = ("gptq", "gptq_v2", "awq", "fp8_e4m3")  # of folders alone
 COMBINED = ("nf4", "fp4", "nf4_panels", "fp4_panels", "int8", "int8_rows")  # of several planes: no type of GGUF
 
 
@@ -85,6 +87,7 @@ class Conversion:
     bytes: int
     storages: dict[str, int] = field(default_factory=dict)  # parameters in each
     reports: list[Report] = field(default_factory=list)  # with ``verify``, the worst first
+    merge: MergeCost | None = None  # with ``adapter``, into quantised weights
     auto: Auto | None = None  # with ``auto``: what was chosen, and what it gains
 
 
@@ -106,6 +109,7 @@ def convert(
     auto: float | None = None,
     calibration: str | Path | None = None,
     verify: bool = False,
+    adapter: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Write a checkpoint that :func:`halfbyte.load` opens as one GGUF file, or as a bitsandbytes folder.
@@ -127,6 +131,9 @@ def convert(
             for every layer, in memory. ``result.auto`` says what was chosen and what it gains.
         calibration: a text file to measure on, with ``auto``; None: a page of English that comes along.
         verify: read the output back and compare; see :class:`Report`.
+        adapter: a PEFT folder (or a GGUF adapter of halfbyte) to merge into the weights first: W + scale * B A in
+            float32, rounded once. Into float weights, or with ``requantize`` into quantised ones: ``result.merge`` says
+            what that costs. See also :func:`halfbyte.convert_adapter`, which writes the adapter alone.
         progress: called before every tensor; with ``auto`` first as progress("measuring LAYER", weights so far, weights
             in all).
 
@@ -144,6 +151,25 @@ def convert(
         weights = "nf4"
     settings = Settings(weights, block, double_quant, tuple(keep_float), panels, requantize, auto)
     source, target = Path(source), Path(target)
+    if adapter is not None:
+        from .merge import convert_merged  # noqa: PLC0415 - it needs this module
+
+        return convert_merged(
+            source,
+            target,
+            Path(adapter),
+            format=format,
+            weights=weights,
+            block=block,
+            double_quant=double_quant,
+            keep_float=keep_float,
+            panels=panels,
+            requantize=requantize,
+            auto=auto,
+            calibration=calibration,
+            verify=verify,
+            progress=progress,
+        )
     checkpoint = _core.Checkpoint(str(source))
     architecture, plan = plan_tensors(checkpoint, settings, str(source))
     found: Auto | None = None
@@ -202,6 +228,11 @@ def plan_tensors(checkpoint: _core.Checkpoint, settings: Settings, where: str) -
         block = checkpoint.weight(source).block_size if found == storage else settings.block
         if storage in ("nf4", "fp4") and settings.panels and cols % block == 0:
             storage += "_panels"
+        elif storage in FOREIGN:
+            raise UnsupportedError(
+                f"{where}: {source} is {storage}, which no file of halfbyte holds; say what it becomes (weights: f16 "
+                "or bf16, or with requantize nf4, int8, ...)"
+            )
         elif storage in ("nf4_panels", "fp4_panels") and not settings.panels:
             storage = storage.removesuffix("_panels")
         plan.append(Planned(source, hf, gguf, role, rows, cols, transposed, tuple(order), found, storage))

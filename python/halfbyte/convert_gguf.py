@@ -70,7 +70,7 @@ def write_gguf(
     entries = [_entry(checkpoint, t, settings, package) for t in plan]
     total = sum(size for entry in entries for _, _, _, size, _ in entry)
     check_room(target, total + (64 << 20))
-    with _temporary(target) as path:
+    with temporary(target) as path:
         writer = package.GGUFWriter(path, architecture)
         writer.add_custom_alignment(ALIGNMENT)
         _add_metadata(writer, package, checkpoint, source, architecture, plan, settings, reference)
@@ -104,7 +104,7 @@ def write_gguf(
 
 
 @contextlib.contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
+def temporary(target: Path) -> Iterator[Path]:
     """A name beside ``target`` that becomes it at the end; what earlier runs left there, killed, is removed."""
     for old in target.parent.glob(f".{target.name}.*.tmp"):
         pid = old.suffixes[-2][1:] if len(old.suffixes) > 1 else ""

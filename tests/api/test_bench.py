@@ -293,6 +293,22 @@ def test_a_random_adapter(tiny_shapes, tmp_path, capsys):
     assert np.abs(found - without).max() > 1e-2 * scale
 
 
+def test_what_adapters_cost(tiny_shapes, capsys):
+    rows = bench_json(capsys, "--shape", "llama-1b", "--adapters", "3", "--adapter", "random:4")
+    assert [(row["task"], row["adapters"], row["batch"]) for row in rows] == [
+        ("decode", "1", 1),
+        ("prefill", "1", 1),
+        ("batch", "3 different", 3),
+        ("decode", "64 idle", 1),
+    ]
+    for row in rows:
+        assert row["rank"] == 4 and min(row["tokens_per_s"], row["tokens_per_s_without"]) > 0
+        assert row["cost"] == pytest.approx(1 - row["tokens_per_s"] / row["tokens_per_s_without"])
+        # In memory A is padded to 16 rows; in the file there is a header.
+        assert 0 < row["adapter_mb"] < 4 * row["file_mb"]
+    assert cli.main(["bench", "--shape", "llama-1b", "--adapters", "1", "--adapter", "x"]) == 1
+
+
 def test_the_output_layer_is_rounded_and_the_table_is_not(tmp_path):
     folder = make(tmp_path / "model", TIED, "f32", "f32")
     plain = _core.Engine.load(str(folder), "cpu", 1, "float32", "", None)

@@ -92,3 +92,25 @@ TEST(threads_step_generations_of_one_model) {
         }
     });
 }
+
+TEST(threads_read_adapters_within_a_budget) {
+    hb::Model model(check::folder() + "/llama", hb::Options().threads(2));
+    const std::string adapter = check::folder() + "/adapter";
+    const std::vector<int32_t> prompt{5, 6, 7, 8, 9};
+    model.attach_adapter(adapter, "first");
+    const std::vector<float> logits = model.logits(prompt, "first");
+    const std::vector<int32_t> half = model.generate(prompt, sampled(7).add_adapter("first", 0.5f));
+    model.set_adapter_budget(1);  // none stays that is not in use
+    for (int i = 0; i < 4; i++) model.register_adapter(adapter, "lazy " + std::to_string(i), i == 0);
+    in_threads([&](int t) {
+        for (int round = 0; round < 4 * kRounds; round++) {
+            const std::string name = "lazy " + std::to_string((t + round) % 4);
+            CHECK(model.logits(prompt, name) == logits);
+            CHECK(model.generate(prompt, sampled(7).add_adapter(name, 0.5f)) == half);
+            if (t == 0) model.register_adapter(adapter, "lazy 3");  // another under the same name
+        }
+    });
+    uint64_t hits = 0, misses = 0;
+    CHECK(hb_model_adapter_stats(model.get(), &hits, &misses, nullptr) == HB_OK);
+    CHECK(misses >= 4 && hits + misses > size_t(kThreads) * 8 * kRounds);
+}

@@ -61,7 +61,8 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         fuzz::Bytes rest(data, size);
         const PeftConfig config(fuzz::take_text(rest), "adapter_config.json");
         const std::vector<uint8_t> file = fuzz::safetensors_of(rest);
-        const auto adapter = bind_peft_adapter(config, fuzz::file_of(file), "x", model, fuzz::device());
+        const auto adapter =
+            bind_peft_adapter(config, parse_safetensors(fuzz::file_of(file)), "x", "x", model, fuzz::device());
         fuzz::require(adapter->bytes() <= 64 * size + 65536);
     });
     return 0;

@@ -1,4 +1,5 @@
-"""PEFT LoRA folders with random factors, saved by peft; and folders that must be refused, each for one reason."""
+"""PEFT LoRA folders with random factors, saved by peft, for weights of all formats; and folders that must be refused,
+each for one reason. Everything else that PEFT trains: adapter_zoo.py."""
 
 from __future__ import annotations
 
@@ -31,8 +32,7 @@ class AdapterSpec:
 _LLAMA_ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 SPECS: dict[str, AdapterSpec] = {
-    "llama-qv": AdapterSpec("llama", {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}),
-    "llama-other": AdapterSpec("llama", {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "down_proj"]}, seed=2),
+    "llama-qv": AdapterSpec("llama", {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}),  # of REFUSED
     "llama-all": AdapterSpec(
         "llama", {"r": 8, "lora_alpha": 4, "use_rslora": True, "target_modules": "all-linear", "lora_dropout": 0.1}
     ),
@@ -57,17 +57,11 @@ SPECS: dict[str, AdapterSpec] = {
             "rank_pattern": {"^model.layers.0.self_attn.k_proj": 9},
         },
     ),
-    "llama-some-layers": AdapterSpec(
-        "llama",
-        {"r": 4, "target_modules": _LLAMA_ALL, "layers_to_transform": [1], "exclude_modules": ["o_proj"]},
-    ),
     "llama-f16": AdapterSpec("llama", {"r": 4, "target_modules": ["k_proj", "gate_proj"]}, dtype=torch.float16),
     "llama-bf16": AdapterSpec("llama", {"r": 4, "target_modules": ["k_proj", "gate_proj"]}, dtype=torch.bfloat16),
     "blocks": AdapterSpec("llama_blocks", {"r": 4, "lora_alpha": 8, "target_modules": _LLAMA_ALL}),
     "mistral-qkv": AdapterSpec("mistral", {"r": 5, "target_modules": ["q_proj", "k_proj", "v_proj"]}),
-    "gpt2-default": AdapterSpec("gpt2", {"r": 4, "lora_alpha": 8}),
     "gpt2-all": AdapterSpec("gpt2", {"r": 4, "lora_alpha": 8, "target_modules": ["c_attn", "c_proj", "c_fc"]}),
-    "bert-qv": AdapterSpec("bert", {"r": 4, "lora_alpha": 8, "target_modules": ["query", "value"]}),
     "bert-all": AdapterSpec("bert", {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}),  # the pooler among them
 }
 
@@ -215,6 +209,11 @@ REFUSED: dict[str, Refused] = {
     "unknown-type": Refused(_config(peft_type="LOHA"), _UNSUPPORTED, ("LOHA",)),
     "no-type": Refused(_config(peft_type=...), _UNSUPPORTED + _CORRUPT, ("peft_type",)),
     "layer-replication": Refused(_config(layer_replication=[[0, 9]]), _CORRUPT, ("layer_replication",)),
+    "norms-of-repeated-layers": Refused(
+        _saved(layer_replication=[[0, 2], [1, 2]], modules_to_save=["input_layernorm"]),
+        _UNSUPPORTED,
+        ("input_layernorm", "layer_replication"),
+    ),
     "target-parameters": Refused(_config(target_parameters=["a.b"]), _UNSUPPORTED, ("target_parameters",)),
     "token-indices": Refused(_config(trainable_token_indices=[1]), _CORRUPT, ("trainable_token_indices",)),
     "qalora": Refused(_config(use_qalora=True), _UNSUPPORTED, ("use_qalora",)),

@@ -19,12 +19,16 @@ import bitsandbytes as bnb
 import torch
 import transformers
 
-from oracle import gguf_files
+from oracle import gguf_files, packed
 from oracle.vocabulary import VOCAB, bpe_tokenizer
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 torch.set_num_threads(1)  # everything here is tiny
+
+
+LABELS = 61
+"""Classes of the heads: many, so that errors are pooled over many values."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,10 @@ SPECS: dict[str, Spec] = {
     "bert_relu": Spec("BertModel", _bert(hidden_act="relu")),
     "bert_gelu_new": Spec("BertModel", _bert(hidden_act="gelu_new")),
     "bert_mlm": Spec("BertForMaskedLM", _bert()),
+    "llama_classes": Spec("LlamaForSequenceClassification", _llama(num_labels=LABELS)),
+    "gpt2_classes": Spec("GPT2ForSequenceClassification", _gpt2(num_labels=LABELS)),
+    "bert_classes": Spec("BertForSequenceClassification", _bert(num_labels=LABELS)),
+    "bert_token_classes": Spec("BertForTokenClassification", _bert(num_labels=LABELS)),
     "bert_blocks": Spec("BertModel", _bert(hidden_size=160, num_attention_heads=2, intermediate_size=352)),
 }
 
@@ -262,6 +270,8 @@ class Zoo:
         elif match := re.fullmatch(r"(nf4|fp4|int8)(-dq)?(-sharded)?", variant):
             shards = "60KB" if match[3] else "5GB"
             save_bnb(spec, self.path(base), path, match[1], bool(match[2]), shards)
+        elif variant in packed.KINDS:
+            packed.save(self.path(base), path, variant)
         else:
             save = {
                 "": {},

@@ -39,7 +39,7 @@ from safetensors.torch import load_file
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
-from oracle import gguf_files
+from oracle import gguf_files, packed
 from oracle.bnb4 import dequantize_4bit
 from oracle.rope import rope_frequencies
 
@@ -55,6 +55,8 @@ def folder_weights(folder: Path) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
+    config = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
+    tensors = packed.unpack(tensors, config)
     out = {}
     for name in [name for name in tensors if ".quant_state." in name]:
         weight = name.split(".quant_state.")[0]
