@@ -124,6 +124,7 @@ QuantizedWeight take_weight(TensorMap& tensors, const std::string& name, const s
              " bytes; found ", name_of(stored.dtype), " ", shape_text(stored.shape), ", ", stored.bytes.bytes, " bytes");
     }
     weight.planes[kBnb4Codes] = stored.bytes;
+    result.stored = stored.dtype;
     weight.planes[kBnb4Map] = take(tensors, name + ".quant_map", DType::f32, where);
     if (tensors.contains(name + ".nested_absmax")) {
         weight.nested_block_size = state.size("nested_blocksize");
@@ -194,6 +195,33 @@ QuantizedMap take_bitsandbytes(TensorMap& tensors, std::string_view where) {
         weights.emplace(name, take_int8_rows(tensors, layer, where));
     }
     return weights;
+}
+
+void check_bitsandbytes(const QuantizedMap& weights, const json& config, std::string_view where,
+                        const std::string& config_where) {
+    if (!config.is_object()) return;
+    const auto field = [&](const char* name) { return config.value(name, json()); };
+    const auto differs = [&](const std::string& name, const char* what, const json& said, const std::string& found) {
+        fail(ErrorCode::corrupt, where, ": tensor ", name, " ", found, ", and ", config_where, " says ", what, " = ",
+             said.dump(-1, ' ', true, json::error_handler_t::replace), "; the two belong to different models");
+    };
+    const json type = field("bnb_4bit_quant_type"), nested = field("bnb_4bit_use_double_quant"),
+               storage = field("bnb_4bit_quant_storage"), four = field("load_in_4bit"), eight = field("load_in_8bit");
+    for (const auto& [name, quantized] : weights) {
+        const Weight& weight = quantized.weight;
+        if (weight.storage == &int8_rows_storage()) {
+            if (four == true) differs(name, "load_in_4bit", four, "has 8 bits");
+            continue;
+        }
+        if (eight == true) differs(name, "load_in_8bit", eight, "has 4 bits");
+        if (type.is_string() && type != weight.storage->name())
+            differs(name, "bnb_4bit_quant_type", type, concat("is ", weight.storage->name()));
+        const bool is_nested = weight.nested_block_size != 0;
+        if (nested.is_boolean() && nested != is_nested)
+            differs(name, "bnb_4bit_use_double_quant", nested, is_nested ? "has scales of 8 bits" : "has plain scales");
+        if (storage.is_string() && storage != name_of(quantized.stored))
+            differs(name, "bnb_4bit_quant_storage", storage, concat("is stored as ", name_of(quantized.stored)));
+    }
 }
 
 }  // namespace halfbyte

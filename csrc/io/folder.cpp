@@ -83,6 +83,7 @@ private:
         }
         quantized_ = take_bitsandbytes(plain_, where_);
         if (!quantized_.empty()) format_ = "bitsandbytes";
+        check_bitsandbytes(quantized_, settings, where_, config_where);
         QuantizedMap floats = take_fp8(plain_, is_fp8(method) ? settings : json(), where_, config_where);
         if (!floats.empty()) format_ = "fp8";
         quantized_.merge(floats);

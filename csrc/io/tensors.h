@@ -35,6 +35,7 @@ using TensorMap = std::map<std::string, SafetensorsEntry, std::less<>>;
 struct QuantizedWeight {
     std::vector<int64_t> shape;
     Weight weight;
+    DType stored = DType::u8;  ///< of the tensor of codes (bnb_4bit_quant_storage)
 };
 
 using QuantizedMap = std::map<std::string, QuantizedWeight, std::less<>>;
@@ -43,6 +44,11 @@ using QuantizedMap = std::map<std::string, QuantizedWeight, std::less<>>;
 /// `where` starts the errors.
 /// The layout is bitsandbytes' own: functional.py, class QuantState (as_dict, from_dict). Errors: corrupt, unsupported.
 QuantizedMap take_bitsandbytes(TensorMap& tensors, std::string_view where);
+
+/// Error corrupt, showing both, where quantization_config says another type, double quantisation or storage dtype than these weights
+/// have: transformers writes what it saves, so one of the two is of another model.
+void check_bitsandbytes(const QuantizedMap& weights, const nlohmann::json& config, std::string_view where,
+                        const std::string& config_where);
 
 // The same for other folders, by their quantization_config, whose place `config_where` says in errors.
 /// GPTQ, 4 bits. Errors: corrupt, unsupported (other bits, layouts of other programs, activation order).

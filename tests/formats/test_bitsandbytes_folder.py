@@ -290,3 +290,36 @@ def test_int8_of_old_files(tmp_path: Path) -> None:
         checkpoint = _core.Checkpoint(str(write_folder(tmp_path / name, tensor_bytes(parts))))
         assert checkpoint.names() == ["v.weight"]
         assert checkpoint.weight("v.weight").format == "int8_rows"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        ("nf4-dq", {"bnb_4bit_quant_type": "fp4"}, 'is nf4, and .*bnb_4bit_quant_type = "fp4"'),
+        (
+            "nf4-dq",
+            {"bnb_4bit_use_double_quant": False},
+            "has scales of 8 bits, and .*bnb_4bit_use_double_quant = false",
+        ),
+        ("nf4", {"bnb_4bit_use_double_quant": True}, "has plain scales, and .*bnb_4bit_use_double_quant = true"),
+        ("nf4", {"bnb_4bit_quant_storage": "float16"}, 'is stored as uint8, and .*bnb_4bit_quant_storage = "float16"'),
+        ("nf4", {"load_in_8bit": True, "load_in_4bit": False}, "has 4 bits, and .*load_in_8bit = true"),
+        ("int8", {"load_in_8bit": False, "load_in_4bit": True}, "has 8 bits, and .*load_in_4bit = true"),
+    ],
+)
+def test_a_config_that_contradicts_the_tensors(
+    kind: str, fields: dict[str, Any], message: str, zoo: Any, tmp_path: Path
+) -> None:
+    source = zoo.path(f"llama/{kind}")
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"].update(fields)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    with pytest.raises(_core.CorruptFileError, match=message):
+        _core.Checkpoint(str(tmp_path))
+    for field in fields:  # what it does not say, the tensors decide
+        del config["quantization_config"][field]
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}})
+    )
+    _core.Checkpoint(str(tmp_path))

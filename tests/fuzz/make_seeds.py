@@ -37,7 +37,15 @@ from files import (
 )
 
 Tensors = dict[str, np.ndarray]
-NAMES = {"float32": "F32", "float16": "F16", "uint8": "U8", "int8": "I8", "int64": "I64", "float64": "F64"}
+NAMES = {
+    "int32": "I32",
+    "float32": "F32",
+    "float16": "F16",
+    "uint8": "U8",
+    "int8": "I8",
+    "int64": "I64",
+    "float64": "F64",
+}
 # ggml's number: elements and bytes of a block
 BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
@@ -305,7 +313,66 @@ def config_seeds() -> dict[str, bytes]:
 def adapter_seeds() -> dict[str, bytes]:
     q = "base_model.model.model.layers.0.self_attn.q_proj"
     factors = {f"{q}.lora_A.weight": np.ones((2, 4), np.float32), f"{q}.lora_B.weight": np.ones((4, 2), np.float16)}
-    return {"q_proj": sections({"peft_type": "LORA", "r": 2, "lora_alpha": 4}, *header_and_data(factors))}
+    lora: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    model, ones = "base_model.model.model", np.ones
+    dora = factors | {f"{q}.lora_magnitude_vector": ones(4, np.float32)}
+    saved = {
+        f"{model}.embed_tokens.weight": ones((7, 4), np.float16),
+        "base_model.model.lm_head.weight": ones((7, 4), np.float16),
+        f"{model}.norm.weight": ones(4, np.float16),
+    }
+    table = {
+        f"{model}.embed_tokens.lora_embedding_A": ones((2, 5), np.float16),
+        f"{model}.embed_tokens.lora_embedding_B": ones((4, 2), np.float16),
+        f"{model}.embed_tokens.token_adapter.trainable_tokens_delta": ones((2, 4), np.float16),
+    }
+    ia3 = {f"{q}.ia3_l": ones((4, 1), np.float32), f"{model}.layers.0.mlp.down_proj.ia3_l": ones((1, 6), np.float32)}
+    prompt = {"prompt_embeddings": ones((3, 4), np.float32)}
+    prefix = {"prompt_embeddings": ones((3, 8), np.float32)}  # one layer, keys and values of two heads of 2
+    kinds: dict[str, tuple[dict[str, Any], Tensors]] = {
+        "q_proj": (lora, factors),
+        "dora": (lora | {"use_dora": True}, dora),
+        "saved": (lora | {"modules_to_save": ["lm_head"]}, factors | saved),
+        "tokens": (lora | {"trainable_token_indices": {"embed_tokens": [4, 1]}}, table),
+        "layers": (lora | {"layer_replication": [[0, 1], [0, 1]]}, factors),
+        "invoked": (lora | {"alora_invocation_tokens": [1, 2]}, factors),
+        "ia3": ({"peft_type": "IA3"}, ia3),
+        "prompt": ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}, prompt),
+        "prefix": ({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}, prefix),
+    }
+    return {name: sections(config, *header_and_data(tensors)) for name, (config, tensors) in kinds.items()}
+
+
+def gguf_adapter_seeds() -> dict[str, bytes]:
+    pairs = [LLAMA, gguf_pair("general.type", STRING, "adapter"), gguf_pair("adapter.type", STRING, "lora")]
+    pairs += [gguf_pair("adapter.lora.alpha", F32, 4.0)]
+    pairs += [gguf_pair("adapter.alora.invocation_tokens", ARRAY, (U32, [1, 2]))]
+    lora = [
+        ("blk.0.attn_q.weight.lora_a", [4, 2], 0, bytes(32)),
+        ("blk.0.attn_q.weight.lora_b", [2, 4], 1, bytes(16)),
+    ]
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    own = [LLAMA, gguf_pair("general.type", STRING, "adapter"), gguf_pair("adapter.type", STRING, "peft")]
+    own += [gguf_pair("halfbyte.adapter_config", STRING, json.dumps(config))]
+    q = "base_model.model.model.layers.0.self_attn.q_proj"
+    peft = [(f"{q}.lora_A.weight", [4, 2], 0, bytes(32)), (f"{q}.lora_B.weight", [2, 4], 0, bytes(32))]
+    return {"lora": gguf_file(pairs, lora), "peft": gguf_file(own, peft)}
+
+
+def packed_models() -> dict[str, tuple[dict[str, Any], Tensors]]:
+    """A llama 8 wide whose first layer is packed as GPTQ and AWQ pack it."""
+    layer = "model.layers.0.self_attn.q_proj"
+    shapes = {name: [2 * n if n == 4 else 8 if n == 2 else n for n in shape] for name, shape in LLAMA_SHAPES.items()}
+    plain = zeros({name: shape for name, shape in shapes.items() if not name.startswith(layer)})
+    base = LLAMA_CONFIG | {"hidden_size": 8, "num_key_value_heads": 2}
+    parts = {f"{layer}.qzeros": np.ones((2, 1), np.int32), f"{layer}.scales": np.ones((2, 8), np.float16)}
+    gptq = parts | {f"{layer}.qweight": np.ones((1, 8), np.int32), f"{layer}.g_idx": np.arange(8, dtype=np.int32) // 4}
+    awq = parts | {f"{layer}.qweight": np.ones((8, 1), np.int32)}
+    settings = {"bits": 4, "group_size": 4}
+    return {
+        "gptq": (base | {"quantization_config": settings | {"quant_method": "gptq"}}, plain | gptq),
+        "awq": (base | {"quantization_config": settings | {"quant_method": "awq"}}, plain | awq),
+    }
 
 
 def lora_config_seeds() -> dict[str, bytes]:
@@ -329,10 +396,14 @@ def seeds() -> dict[str, dict[str, bytes]]:
         "gguf_model": {"floats": gguf_llama(1), "q8_0": gguf_llama(8)},
         "safetensors": safetensors_seeds(),
         "bitsandbytes": bitsandbytes_seeds(),
-        "model": {name: sections(config, *header_and_data(tensors)) for name, (config, tensors) in models().items()},
+        "model": {
+            name: sections(config, *header_and_data(tensors))
+            for name, (config, tensors) in (models() | packed_models()).items()
+        },
         "config": config_seeds(),
         "lora_config": lora_config_seeds(),
         "adapter": adapter_seeds(),
+        "gguf_adapter": gguf_adapter_seeds(),
         "text": {
             "stops": b"ab\0abab\0\xc3\xa9\0\0\2xa\1b\3\xe2\x98\x83\1\xf0\2\x9f\x98\1\x80\4\xc3\x28ab",
             "bytes": b"\0" + bytes([200]) + bytes(range(56, 256)),
