@@ -73,6 +73,13 @@ T& at(T* pointer, const char* name) {
     return *pointer;
 }
 
+/// *out = make(), which is not called where there is no place for what it makes.
+template <class T, class F>
+void place(T** out, const char* name, F make) {
+    T*& to = at(out, name);
+    to = make();
+}
+
 template <class T>
 std::span<const T> array(const T* data, size_t size, const char* name) {
     if (size > 0) at(data, name);
@@ -183,7 +190,7 @@ const char* hb_status_name(int status) noexcept {
 // --- opening a model ----------------------------------------------------------------------------------------------
 
 int hb_options_create(hb_options** options) noexcept {
-    return guarded("hb_options_create", [&] { at(options, "options") = new hb_options; });
+    return guarded("hb_options_create", [&] { place(options, "options", [] { return new hb_options; }); });
 }
 
 void hb_options_free(hb_options* options) noexcept { delete options; }
@@ -367,7 +374,7 @@ int hb_classify(const hb_model* model, const int32_t* tokens, const int32_t* tok
 // --- generation ---------------------------------------------------------------------------------------------------
 
 int hb_generate_options_create(hb_generate_options** options) noexcept {
-    return guarded("hb_generate_options_create", [&] { at(options, "options") = new hb_generate_options; });
+    return guarded("hb_generate_options_create", [&] { place(options, "options", [] { return new hb_generate_options; }); });
 }
 
 void hb_generate_options_free(hb_generate_options* options) noexcept { delete options; }
@@ -450,8 +457,9 @@ int hb_generate(const hb_model* model, const int32_t* prompt, size_t prompt_size
 
 int hb_generation_create(const hb_model* model, const int32_t* prompt, size_t prompt_size,
                          const hb_generate_options* options, hb_generation** generation) noexcept {
-    return guarded("hb_generation_create",
-                   [&] { at(generation, "generation") = new hb_generation{start(model, prompt, prompt_size, options)}; });
+    return guarded("hb_generation_create", [&] {
+        place(generation, "generation", [&] { return new hb_generation{start(model, prompt, prompt_size, options)}; });
+    });
 }
 
 void hb_generation_free(hb_generation* generation) noexcept { delete generation; }

@@ -155,8 +155,12 @@ QuantizedMap take_layers(TensorMap& tensors, const GroupConfig& config, const La
 
 QuantizedMap take_gptq(TensorMap& tensors, const json& fields, std::string_view where, const std::string& config_where) {
     const GroupConfig config(fields, config_where);
-    const std::string format = config.text("checkpoint_format", "gptq");
-    if (format != "gptq" && format != "gptq_v2") config.refuse("checkpoint_format", R"("gptq" and "gptq_v2")");
+    const std::string format = config.text("checkpoint_format", config.text("format", "gptq").c_str());
+    for (const char* name : {"rotation", "adapter", "activation"})
+        if (config.is_on(name)) config.refuse(name, "layers without it");
+    if (format != "gptq" && format != "gptq_v2")
+        config.refuse(config.field("checkpoint_format").is_null() ? "format" : "checkpoint_format",
+                      R"("gptq" and "gptq_v2")");
     if (config.text("pack_dtype", "int32") != "int32") config.refuse("pack_dtype", R"("int32")");
     if (config.is_on("is_marlin_format")) config.refuse("is_marlin_format", "the layout of GPTQ itself");
     if (config.is_on("dynamic")) config.refuse("dynamic", "one setting for all layers");
@@ -165,6 +169,9 @@ QuantizedMap take_gptq(TensorMap& tensors, const json& fields, std::string_view 
 
 QuantizedMap take_awq(TensorMap& tensors, const json& fields, std::string_view where, const std::string& config_where) {
     const GroupConfig config(fields, config_where);
+    for (const char* name : {"format", "checkpoint_format"})
+        if (config.text(name, "gemm") != "gemm") config.refuse(name, R"("gemm")");
+    if (config.text("backend", "autoawq") == "llm-awq") config.refuse("backend", R"("autoawq")");
     std::string version = config.text("version", "gemm");
     std::transform(version.begin(), version.end(), version.begin(),
                    [](char c) { return c >= 'A' && c <= 'Z' ? char(c + 32) : c; });

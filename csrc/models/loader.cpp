@@ -157,6 +157,9 @@ Linear Loader::linear(Name name, int64_t in, int64_t out, const LinearOptions& o
     const std::string bias = options.bias_required ? require(name, ".bias") : find(name, ".bias");
     // bitsandbytes turns Conv1D weights to [out, in] before it quantises them, and so does llama.cpp's converter.
     Weight weight = options_.plan != nullptr ? checkpoint_.weight(tensor) : read(tensor);
+    if (options.conv1d && !checkpoint_.has_gguf_names() && weight.storage->kind() == StorageKind::other)
+        fail(ErrorCode::unsupported, checkpoint_.path().string(), ": tensor '", tensor, "' is [in, out] of the type ",
+             weight.storage->name(), ", which halfbyte cannot turn round; save the model with float weights");
     const bool turned = options.conv1d && !checkpoint_.has_gguf_names() && weight.storage->kind() == StorageKind::floating;
     if (turned && options_.plan != nullptr)
         std::swap(weight.rows, weight.cols);

@@ -98,6 +98,7 @@ public:
         for (int64_t group = 0; group < groups_of(w); group++) {
             const float scale = w.planes[kInt4Scales].as<float>()[group * w.rows + row];
             if (!std::isfinite(scale)) storage::fail_scale(where, row, group * w.block_size, "scale", scale);
+            if (layout_ == Layout::gptq && zero_of(w, group, row) == 0) fail_zero(where, row, group * w.block_size);
         }
     }
 
@@ -106,6 +107,12 @@ private:
         if (layout_ == Layout::awq)
             return int((word(w.planes[kInt4Codes], col * (w.rows / 8) + row / 8) >> (4 * kAwqPlace[size_t(row % 8)])) & 15);
         return int((word(w.planes[kInt4Codes], col / 8 * w.rows + row) >> (4 * (col % 8))) & 15);
+    }
+    /// A zero of 0, less one: AutoGPTQ's kernels make 0 or 16 of it, and GPTQModel has borrowed the one from its neighbour.
+    [[noreturn]] static void fail_zero(std::string_view where, int64_t row, int64_t column) {
+        fail(ErrorCode::unsupported, where, ": the zero of row ", row, " from column ", column,
+             " on is stored as 15, which programs read in different ways; save the model again with checkpoint_format "
+             "\"gptq_v2\"");
     }
     int zero_of(const Weight& w, int64_t group, int64_t row) const {
         const int place = layout_ == Layout::awq ? kAwqPlace[size_t(row % 8)] : int(row % 8);

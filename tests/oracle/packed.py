@@ -40,7 +40,8 @@ def _grouped(weight: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tenso
     for group in weight.T.split(size):
         low, high = group.amin(0).clamp(max=0), group.amax(0).clamp(min=0)
         scale = ((high - low) / 15).clamp(min=1e-5).half()
-        zero = (-low / scale.float()).round().clamp(0, 15)
+        # From 1 on: what GPTQ stores for 0 is read in different ways.
+        zero = (-low / scale.float()).round().clamp(1, 15)
         codes.append((group / scale.float() + zero).round().clamp(0, 15).to(torch.int32))
         zeros.append(zero.to(torch.int32))
         scales.append(scale)
