@@ -86,9 +86,10 @@ def float_folder_bf16(shape: str) -> str:
     return str(made_model(shape, weights="bf16", output_layer="bf16", seed=SEED))
 
 
-def peft_adapter(model: str) -> str:
-    """Rank 16, of all linear layers."""
-    return str(made_adapter(_core.Engine.load(model, "cpu", 0, "high", "", None), 16, seed=SEED))
+def peft_adapters(model: str, count: int = 1) -> list[str]:
+    """So many different ones, each of rank 16 and of all linear layers."""
+    engine = _core.Engine.load(model, "cpu", 0, "high", "", None)
+    return [str(made_adapter(engine, 16, seed=SEED + i)) for i in range(count)]
 
 
 def gguf_adapter(shape: str) -> str:

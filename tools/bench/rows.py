@@ -198,9 +198,14 @@ def _encoder_targets(high: float, fast: float) -> tuple[Target, ...]:
     )
 
 
+_BASE, _ADAPTED, _IDLE, _MIXED = (f"halfbyte high, {words}" for words in ("no adapter", "r=16", "64 idle", "8 x r=16"))
+
+
 def _lora(task: str, request: Callable[[], dict[str, Any]], work: int) -> Row:
-    base, adapted = "halfbyte high, no adapter", "halfbyte high, r=16"
+    """One adapter; where tokens are decoded one by one, also 64 that are loaded and that nobody names."""
     path = _made("llama-1b", "nf4")
+    gguf_adapter = {"adapter": lambda: models.gguf_adapter("llama-1b")}
+    idle = (_ours(_IDLE, "high", path, idle=lambda: 8 * models.peft_adapters(path(), 8)),) if task == "decode" else ()
     return Row(
         f"lora-{task}",
         f"LoRA r=16 on all linear layers, {task}, Llama-3.2-1B shape",
@@ -210,16 +215,44 @@ def _lora(task: str, request: Callable[[], dict[str, Any]], work: int) -> Row:
         request,
         work,
         (
-            _ours(adapted, "high", path, adapter=lambda: models.peft_adapter(path())),
-            _ours(base, "high", path),
-            _peer(
-                "llama.cpp Q4_0, r=16", "llama.cpp", _gguf("llama-1b"), adapter=lambda: models.gguf_adapter("llama-1b")
-            ),
+            _ours(_ADAPTED, "high", path, adapters=lambda: models.peft_adapters(path())),
+            *idle,
+            _ours(_BASE, "high", path),
+            _peer("llama.cpp Q4_0, r=16", "llama.cpp", _gguf("llama-1b"), **gguf_adapter),
             _peer(LLAMA, "llama.cpp", _gguf("llama-1b")),
             _peer("bitsandbytes NF4 + PEFT, r=16", "torch", _made("llama-1b", "bf16"), rank=16),
             _bitsandbytes(),
         ),
-        (Target(adapted, base, 0.92),),
+        # Nothing at all is what idle ones should cost; two measurements of the same are a hundredth apart.
+        (Target(_ADAPTED, _BASE, 0.92), *((Target(_IDLE, _BASE, 0.99),) if idle else ())),
+    )
+
+
+def _lora_batch() -> Row:
+    """Eight sequences with an adapter each. llama.cpp has one for all of a context."""
+    path = _made("llama-1b", "nf4")
+    return Row(
+        "lora-batch",
+        "8 sequences decoding, each with its own LoRA r=16, Llama-3.2-1B shape",
+        "decode",
+        "tokens/s",
+        2,
+        _decode("llama-1b", 8, BATCH_STEPS),
+        8 * BATCH_STEPS,
+        (
+            _ours(_MIXED, "high", path, adapters=lambda: models.peft_adapters(path(), 8)),
+            _ours(_BASE, "high", path),
+            _peer(
+                "llama.cpp Q4_0, one r=16",
+                "llama.cpp",
+                _gguf("llama-1b"),
+                adapter=lambda: models.gguf_adapter("llama-1b"),
+            ),
+            _peer(LLAMA, "llama.cpp", _gguf("llama-1b")),
+            _peer("bitsandbytes NF4 + PEFT, 8 x r=16", "torch", _made("llama-1b", "bf16"), rank=16, adapters=8),
+            _bitsandbytes(),
+        ),
+        (Target(_MIXED, _BASE, 0.8),),
     )
 
 
@@ -315,4 +348,5 @@ def all_rows() -> list[Row]:
         _encoder("minilm-1x32", "MiniLM-L6, 1 sentence x 32 tokens", "minilm", 1, 32, 100, _encoder_targets(1.2, 1.1)),
         _lora("decode", _decode("llama-1b"), STEPS),
         _lora("prefill", _prefill("llama-1b"), 512),
+        _lora_batch(),
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from side import Floats, Side, Tokens
@@ -21,24 +23,26 @@ class Halfbyte(Side):
         precision: str = "high",
         quantize: str = "",
         output_layer: str = "",
-        adapter: str | None = None,
+        adapters: Sequence[str] = (),
+        idle: Sequence[str] = (),
     ) -> None:
+        """`adapters`: one for all sequences, or sequence i runs with the i-th. `idle`: loaded, and named by nobody."""
         self.engine = _core.Engine.load(path, "cpu", threads, precision, quantize, None, output_layer)
         self.version = f"{_core.__version__} {commit()}".strip()
         self.weight_bytes = weight_bytes(self.engine)
-        self.mix: list[tuple[str, float]] = [("bench", 1.0)] if adapter else []
-        if adapter:
-            self.engine.load_adapter(adapter, "bench", False, False)
+        for index, folder in enumerate([*adapters, *idle]):
+            self.engine.load_adapter(folder, f"bench-{index}", False, False)
+        self.mixes: list[list[tuple[str, float]]] = [[(f"bench-{i}", 1.0)] for i in range(len(adapters))] or [[]]
 
     def prefill(self, tokens: Tokens) -> None:
-        generation = self.engine.generate(tokens, 1, 0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, [], [], self.mix)
+        generation = self.engine.generate(tokens, 1, 0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, [], [], self.mixes[0])
         while generation.step():
             pass
 
     def start(self, prompts: NDArray[np.int32]) -> None:
         count, length = prompts.shape
         self.ones = np.ones(count, np.int64)
-        self.decoder = _core.BatchDecoder(self.engine, count, length + 512, [self.mix])
+        self.decoder = _core.BatchDecoder(self.engine, count, length + 512, self.mixes)
         self.decoder.extend(np.ascontiguousarray(prompts.ravel()), self.ones * length)
 
     def step(self, tokens: Tokens) -> Floats:
@@ -46,9 +50,9 @@ class Halfbyte(Side):
         return self.decoder.logits
 
     def logits(self, tokens: Tokens) -> Floats:
-        return self.engine.logits(tokens, np.array([len(tokens)], np.int64), [self.mix])
+        return self.engine.logits(tokens, np.array([len(tokens)], np.int64), self.mixes[:1])
 
     def encode(self, tokens: NDArray[np.int32]) -> Floats:
         count, length = tokens.shape
         lengths = np.full(count, length, np.int64)
-        return self.engine.embed(np.ascontiguousarray(tokens.ravel()), lengths, None, "mean", True, [self.mix])
+        return self.engine.embed(np.ascontiguousarray(tokens.ravel()), lengths, None, "mean", True, self.mixes[:1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import transformers
@@ -15,9 +17,19 @@ transformers.logging.disable_progress_bar()
 class Torch(Side):
     """A folder as it is saved (its quantisation included), or a float one in `dtype`."""
 
-    def __init__(self, path: str, threads: int, dtype: str = "bfloat16", encoder: bool = False, rank: int = 0) -> None:
+    def __init__(
+        self,
+        path: str,
+        threads: int,
+        dtype: str = "bfloat16",
+        encoder: bool = False,
+        rank: int = 0,
+        adapters: int = 1,
+    ) -> None:
+        """`rank` above 0: made LoRA of all linear layers; of several `adapters`, sequence i runs with the i-th."""
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
+        self.options: dict[str, Any] = {}
         self.version = f"torch {torch.__version__}, transformers {transformers.__version__}"
         kind = transformers.AutoModel if encoder else transformers.AutoModelForCausalLM
         self.model = kind.from_pretrained(path, dtype=getattr(torch, dtype), device_map="cpu").eval()
@@ -31,18 +43,26 @@ class Torch(Side):
             config = peft.LoraConfig(
                 r=rank, lora_alpha=rank, target_modules="all-linear", init_lora_weights=False, lora_dropout=0.0
             )
-            self.model = peft.get_peft_model(self.model, config).eval()
+            self.model = peft.get_peft_model(self.model, config, "bench-0")
+            names = [f"bench-{i}" for i in range(adapters)]
+            for name in names[1:]:
+                self.model.add_adapter(name, config)
+            self.model.eval()
+            if adapters > 1:
+                self.options = {"adapter_names": names}
             self.version += f", peft {peft.__version__}"
 
     def prefill(self, tokens: Tokens) -> None:
         self.model(input_ids=torch.from_numpy(tokens)[None].long(), logits_to_keep=1)
 
     def start(self, prompts: NDArray[np.int32]) -> None:
-        out = self.model(input_ids=torch.from_numpy(prompts).long(), use_cache=True, logits_to_keep=1)
+        ids = torch.from_numpy(prompts).long()
+        out = self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **self.options)
         self.cache = out.past_key_values
 
     def step(self, tokens: Tokens) -> Floats:
-        out = self.model(input_ids=torch.from_numpy(tokens)[:, None].long(), past_key_values=self.cache, use_cache=True)
+        ids = torch.from_numpy(tokens)[:, None].long()
+        out = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, **self.options)
         self.cache = out.past_key_values
         values: Floats = out.logits[:, -1].float().numpy()
         return values
