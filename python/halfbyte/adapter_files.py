@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .convert_folder import SafetensorsWriter
 from .errors import CorruptFileError, InputOutputError, InvalidArgumentError, NotFoundError, UnsupportedError
 from .files import parse_json
+from .safetensors_writer import SafetensorsWriter
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}

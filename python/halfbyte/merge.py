@@ -21,10 +21,10 @@ from . import _core, calibration
 from .adapter_files import AdapterFiles, AdapterTensor, by_module, read_folder, token_indices
 from .convert import Conversion, Planned, Settings, convert, plan_tensors
 from .convert_adapter import find_layer, lora_scale, read_gguf
-from .convert_folder import SafetensorsWriter
 from .convert_gguf import SIDE_FILES
 from .errors import UnsupportedError
 from .model import Model, load
+from .safetensors_writer import SafetensorsWriter
 
 Floats = NDArray[np.float32]
 _KINDS = ("LORA", "IA3", "LN_TUNING", "TRAINABLE_TOKENS")
