@@ -30,9 +30,9 @@ struct ModelInfo {
 /// A layer by the name PEFT gives it, its index being Linear::module, Norm::module or Embedding::module.
 struct Module {
     enum class Kind { linear, norm, embedding };
-    std::string name;       ///< inside the whole model: "model.layers.0.self_attn.q_proj"
-    std::string base_name;  ///< inside the base model alone: "layers.0.self_attn.q_proj"
-    std::string gguf_name;  ///< in GGUF files: "blk.0.attn_q"; empty: they have none
+    std::string name;                ///< inside the whole model: "model.layers.0.self_attn.q_proj"
+    std::string base_name;           ///< inside the base model alone: "layers.0.self_attn.q_proj"
+    std::string gguf_name;           ///< in GGUF files: "blk.0.attn_q"; empty: they have none
     std::vector<int64_t> gguf_rows;  ///< row i of the layer is row gguf_rows[i] of a file of llama.cpp; empty: the same
     Kind kind = Kind::linear;
     int64_t in_features = 0, out_features = 0;  ///< tables: dim and count; norms: dim and dim
