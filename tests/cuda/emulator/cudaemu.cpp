@@ -1,0 +1,501 @@
+// Fibers, scheduler, memory and the part of the CUDA runtime API that host code under test calls.
+#include "cudaemu.h"
+
+#include <sanitizer/asan_interface.h>
+#include <sys/mman.h>
+
+#include <map>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#define START_SWITCH(save, stack, size) __sanitizer_start_switch_fiber(save, stack, size)
+#define FINISH_SWITCH(save, stack, size) __sanitizer_finish_switch_fiber(save, stack, size)
+#else
+#define START_SWITCH(save, stack, size) ((void)(save), (void)(stack), (void)(size))
+#define FINISH_SWITCH(save, stack, size) ((void)(save), (void)(stack), (void)(size))
+#endif
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+namespace cudaemu {
+
+Options options;
+Statistics statistics;
+Thread* self = nullptr;
+Block* block = nullptr;
+
+__attribute__((weak)) void note_access(const void*, size_t, bool, bool, Site) {}
+
+std::string describe(Site site) {
+    const char* name = std::strrchr(site.file, '/');
+    return "at " + std::string(name ? name + 1 : site.file) + ":" + std::to_string(site.line);
+}
+
+extern const char* const heap_begin;  // for racecheck.cpp
+extern const size_t heap_bytes, shared_bytes;
+
+namespace {
+
+// ------------------------------------------------------------------------------------ memory
+// One reserved range: shared memory of the running block first, then what cudaMalloc gave out.
+// Device memory is closed (PROT_NONE) to host code except inside launches and cudaMemcpy.
+
+constexpr size_t kHeapBytes = size_t(4) << 30, kSharedBytes = size_t(1) << 20, kRedZone = 256;
+constexpr size_t kSharedLimit = 48 << 10, kSharedOptInLimit = 99 << 10;  // sm_86/89/120: the smallest
+
+char* const heap = [] {
+    void* p = mmap(nullptr, kHeapBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) std::abort();
+    mprotect(p, kSharedBytes, PROT_READ | PROT_WRITE);
+    return static_cast<char*>(p);
+}();
+size_t heap_used = kSharedBytes;
+std::map<void*, size_t> allocations;
+
+struct DeviceMemoryOpen {
+    static inline int depth = 0;
+    DeviceMemoryOpen() {
+        if (depth++ == 0) protect(PROT_READ | PROT_WRITE);
+    }
+    ~DeviceMemoryOpen() {
+        if (--depth == 0) protect(PROT_NONE);
+    }
+    static void protect(int access) { mprotect(heap + kSharedBytes, kHeapBytes - kSharedBytes, access); }
+};
+
+struct SharedZone {
+    const void* key;
+    void* memory;
+};
+std::vector<SharedZone> shared_zones;
+size_t shared_used, shared_billed, dynamic_bytes, dynamic_opt_in = kSharedLimit;
+
+void* allocate_shared(size_t bytes, size_t align) {
+    shared_used = (shared_used + align - 1) / align * align;
+    char* memory = heap + shared_used;
+    shared_used += bytes;
+    ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
+    std::memset(memory, 0xff, bytes);  // NaN as float, half or bfloat16
+    shared_used += kRedZone;
+    return memory;
+}
+
+// ------------------------------------------------------------------------------------ fibers
+
+struct AsyncCopy {
+    void* target;
+    const void* source;
+    unsigned bytes, valid, group;
+    Site site;
+};
+
+struct Fiber : Thread {
+    char* stack = nullptr;
+    void* context = nullptr;  // saved stack pointer
+#if !defined(__x86_64__)
+    ucontext_t ucontext;
+#endif
+    void* asan_stack = nullptr;
+    bool done = false;
+    const char* waits_for = nullptr;
+    Site waits_at{};
+    std::vector<AsyncCopy> copies;
+    unsigned copy_group = 0;
+};
+
+struct Collective {
+    uint32_t mask = 0, arrived = 0;
+    Site site{};
+    void* requests[32] = {};
+};
+
+constexpr size_t kStackBytes = 256 << 10;
+std::vector<std::unique_ptr<Fiber>> fibers;
+Fiber host;  // the context that called launch()
+Fiber* current = &host;
+std::vector<Fiber*> ready;
+std::vector<std::vector<Collective>> warps;  // open meetings, by warp
+unsigned live, at_barrier;
+Site barrier_site;
+std::string fault_text, last_fault_text;
+cudaError_t last_error = cudaSuccess;
+const std::function<void()>* kernel_body;
+uint64_t random_state, block_serial;
+
+uint64_t next_random() {  // splitmix64
+    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+[[noreturn]] void fiber_main();
+
+#if defined(__x86_64__)
+extern "C" void cudaemu_switch(void** save, void* load);
+asm(R"(
+    .text
+    .type cudaemu_switch, @function
+cudaemu_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+    .size cudaemu_switch, .-cudaemu_switch
+)");
+void prepare(Fiber& f) {
+    void** top = reinterpret_cast<void**>(f.stack + kStackBytes) - 1;  // as if called: 8 past a multiple of 16
+    *--top = reinterpret_cast<void*>(&fiber_main);                     // where the first switch returns to
+    f.context = top - 6;
+}
+void swap_context(Fiber& from, Fiber& to) { cudaemu_switch(&from.context, to.context); }
+#else
+void prepare(Fiber& f) {
+    getcontext(&f.ucontext);
+    f.ucontext.uc_stack.ss_sp = f.stack;
+    f.ucontext.uc_stack.ss_size = kStackBytes;
+    makecontext(&f.ucontext, reinterpret_cast<void (*)()>(&fiber_main), 0);
+}
+void swap_context(Fiber& from, Fiber& to) { swapcontext(&from.ucontext, &to.ucontext); }
+#endif
+
+const void* host_stack = nullptr;
+size_t host_stack_bytes = 0;
+
+void switch_to(Fiber* next) {
+    Fiber* previous = current;
+    if (next == previous) return;
+    ++statistics.switches;
+    current = next;
+    self = next == &host ? nullptr : next;
+    START_SWITCH(previous->done ? nullptr : &previous->asan_stack, next == &host ? host_stack : next->stack,
+                 next == &host ? host_stack_bytes : kStackBytes);
+    swap_context(*previous, *next);
+    FINISH_SWITCH(current->asan_stack, nullptr, nullptr);
+}
+
+Fiber* take_ready() {
+    if (ready.empty()) return nullptr;
+    if (options.order == Order::random) std::swap(ready.back(), ready[next_random() % ready.size()]);
+    Fiber* f = ready.back();
+    ready.pop_back();
+    return f;
+}
+
+template <class Get>
+void make_ready(unsigned count, Get get) {  // ready is a stack: its last element runs first
+    for (unsigned i = 0; i < count; ++i)
+        if (Fiber* f = get(options.order == Order::reverse ? i : count - 1 - i)) ready.push_back(f);
+}
+
+std::string name(const Thread& t) {
+    return "thread (" + std::to_string(t.thread_idx.x) + "," + std::to_string(t.thread_idx.y) + "," +
+           std::to_string(t.thread_idx.z) + ")";
+}
+
+[[noreturn]] void fault_stuck() {
+    std::string text = "deadlock:";
+    for (unsigned i = 0, shown = 0; i < block->threads && shown < 4; ++i)
+        if (!fibers[i]->done && fibers[i]->waits_for) {
+            text +=
+                " " + name(*fibers[i]) + " waits for " + fibers[i]->waits_for + " " + describe(fibers[i]->waits_at) + ";";
+            ++shown;
+        }
+    fault(text);
+}
+
+void wait(const char* what, Site site) {
+    current->waits_for = what;
+    current->waits_at = site;
+    Fiber* next = take_ready();
+    if (!next) fault_stuck();
+    Fiber* me = current;
+    switch_to(next);
+    me->waits_for = nullptr;
+}
+
+void release_barrier() {
+    at_barrier = 0;
+    ++statistics.barriers;
+    make_ready(block->threads, [](unsigned i) { return fibers[i]->done ? nullptr : fibers[i].get(); });
+}
+
+void finish_thread() {
+    Fiber* f = current;
+    for (Collective& c : warps[f->linear / 32])
+        if (c.arrived && (c.mask >> lane() & 1)) fault(name(*f) + " exits while its warp waits for it " + describe(c.site));
+    f->done = true;
+    --live;
+    if (live && at_barrier == live) {
+        if (!options.allow_exited_at_barrier) {
+            f->done = false;
+            fault(name(*f) + " exits and misses the barrier " + describe(barrier_site));
+        }
+        release_barrier();
+    }
+    Fiber* next = live ? take_ready() : &host;
+    if (!next) {
+        f->done = false;
+        fault_stuck();
+    }
+    switch_to(next);
+}
+
+[[noreturn]] void fiber_main() {
+    const bool from_host = !host_stack;
+    FINISH_SWITCH(nullptr, from_host ? &host_stack : nullptr, from_host ? &host_stack_bytes : nullptr);
+    (*kernel_body)();
+    finish_thread();
+    std::abort();
+}
+
+void run_block(uint3 index) {
+    block->index = index;
+    block->serial = ++block_serial;
+    ASAN_UNPOISON_MEMORY_REGION(heap, kSharedBytes);
+    ASAN_POISON_MEMORY_REGION(heap, kSharedBytes);
+    shared_zones.clear();
+    shared_used = kRedZone;
+    shared_billed = dynamic_bytes;
+    shared_zones.push_back({nullptr, allocate_shared(dynamic_bytes, 128)});
+    while (fibers.size() < block->threads) {
+        fibers.push_back(std::make_unique<Fiber>());
+        fibers.back()->stack = static_cast<char*>(
+            mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    }
+    warps.assign((block->threads + 31) / 32, {});
+    for (unsigned i = 0; i < block->threads; ++i) {
+        Fiber& f = *fibers[i];
+        char* stack = f.stack;
+        f = Fiber{};
+        f.stack = stack;
+        f.linear = i;
+        f.thread_idx = {i % block->size.x, i / block->size.x % block->size.y, i / (block->size.x * block->size.y)};
+        ASAN_UNPOISON_MEMORY_REGION(stack + kStackBytes - 4096, 4096);  // frames that never returned
+        prepare(f);
+    }
+    live = block->threads;
+    at_barrier = 0;
+    ready.clear();
+    make_ready(block->threads, [](unsigned i) { return fibers[i].get(); });
+    host_stack = nullptr;
+    switch_to(take_ready());
+    if (!fault_text.empty()) {
+        for (auto& f : fibers) ASAN_UNPOISON_MEMORY_REGION(f->stack, kStackBytes);
+        throw Fault(fault_text + " in block (" + std::to_string(index.x) + "," + std::to_string(index.y) + "," +
+                    std::to_string(index.z) + ")");
+    }
+    ++statistics.blocks;
+    statistics.threads += block->threads;
+}
+
+}  // namespace
+
+const char* const heap_begin = heap;
+const size_t heap_bytes = kHeapBytes, shared_bytes = kSharedBytes;
+
+// -------------------------------------------------------------------------- what kernels call
+
+void fault(const std::string& what) {
+    if (!self) throw Fault(what);
+    fault_text = name(*self) + ": " + what;
+    switch_to(&host);
+    std::abort();  // never resumed
+}
+
+const std::string& last_fault() { return last_fault_text; }
+
+cudaError_t record_fault(const Fault& f) {
+    last_fault_text = f.what();
+    return last_error = cudaErrorLaunchFailure;
+}
+
+bool is_device_pointer(const void* p) { return p >= heap + kSharedBytes && p < heap + kHeapBytes; }
+
+void block_barrier(Site site) {
+    if (at_barrier == 0)
+        barrier_site = site;
+    else if (site.line != barrier_site.line || std::strcmp(site.file, barrier_site.file))
+        fault("divergent barriers: __syncthreads() " + describe(site) + " while others wait " + describe(barrier_site));
+    ++self->barrier_epoch;
+    if (++at_barrier == live) {
+        if (live < block->threads && !options.allow_exited_at_barrier)
+            fault("some threads exited before the barrier " + describe(site));
+        release_barrier();
+    }
+    wait("__syncthreads()", site);
+}
+
+bool arrive_at_collective(uint32_t mask, Site site, void* request, void*** requests) {
+    const unsigned warp = self->linear / 32, first = warp * 32;
+    if (!(mask >> lane() & 1)) fault("calls with a mask that leaves it out " + describe(site));
+    Collective* meeting = nullptr;
+    for (Collective& c : warps[warp])
+        if (c.mask == mask) meeting = &c;
+    if (!meeting) {
+        for (unsigned i = 0; i < 32; ++i)
+            if ((mask >> i & 1) && (first + i >= block->threads)) fault("names lanes that do not exist " + describe(site));
+        meeting = &warps[warp].emplace_back();
+        meeting->mask = mask;
+    }
+    if (!meeting->arrived) {
+        meeting->site = site;
+        std::fill(std::begin(meeting->requests), std::end(meeting->requests), nullptr);
+        for (unsigned i = 0; i < 32; ++i)
+            if ((mask >> i & 1) && fibers[first + i]->done) fault("waits for a lane that has exited " + describe(site));
+    } else if (site.line != meeting->site.line || std::strcmp(site.file, meeting->site.file)) {
+        fault("divergent warp: " + describe(site) + " while other lanes wait " + describe(meeting->site));
+    }
+    meeting->arrived |= 1u << lane();
+    meeting->requests[lane()] = request;
+    if (meeting->arrived == mask) {
+        *requests = meeting->requests;
+        return true;
+    }
+    wait("its warp", site);
+    return false;
+}
+
+void leave_collective(uint32_t mask) {
+    const unsigned warp = self->linear / 32;
+    for (Collective& c : warps[warp])
+        if (c.mask == mask) c.arrived = 0;
+    ++statistics.warp_collectives;
+    make_ready(32,
+               [=](unsigned i) -> Fiber* { return (mask >> i & 1) && i != lane() ? fibers[warp * 32 + i].get() : nullptr; });
+}
+
+void* shared_memory(const void* key, size_t bytes, size_t align) {
+    for (SharedZone& z : shared_zones)
+        if (z.key == key) return z.memory;
+    shared_billed += bytes;
+    if (shared_billed - dynamic_bytes > kSharedLimit || shared_billed > kSharedOptInLimit)
+        fault("uses " + std::to_string(shared_billed) + " bytes of shared memory");
+    return shared_zones.emplace_back(SharedZone{key, allocate_shared(bytes, align)}).memory;
+}
+
+void* dynamic_shared_memory() { return shared_zones.front().memory; }
+
+// The copy happens as late as the rules allow, and its target is spoilt as early as they allow.
+void async_copy(void* target, const void* source, unsigned bytes, unsigned valid, Site site) {
+    if (bytes != 4 && bytes != 8 && bytes != 16) fault("cp.async of a size that does not exist " + describe(site));
+    if (reinterpret_cast<uintptr_t>(target) % bytes || reinterpret_cast<uintptr_t>(source) % bytes)
+        fault("cp.async is misaligned " + describe(site));
+    if (valid && !is_device_pointer(source)) fault("cp.async source is not global memory " + describe(site));
+    note_access(target, bytes, true, false, site);
+    std::memset(target, 0xff, bytes);
+    current->copies.push_back({target, source, bytes, valid, current->copy_group, site});
+}
+
+void async_commit() { ++current->copy_group; }
+
+void async_wait(unsigned left) {
+    auto& copies = current->copies;
+    auto late = copies.begin();
+    for (; late != copies.end() && late->group + left < current->copy_group; ++late) {
+        note_access(late->target, late->bytes, true, false, late->site);
+        if (late->valid) note_access(late->source, late->valid, false, false, late->site);
+        std::memset(late->target, 0, late->bytes);
+        std::memcpy(late->target, late->source, late->valid);
+    }
+    copies.erase(copies.begin(), late);
+    for (const AsyncCopy& c : copies) std::memset(c.target, 0xff, c.bytes);  // still in flight: may hold anything
+}
+
+void run_grid(dim3 grid, dim3 size, size_t dynamic_shared_bytes, const std::function<void()>& body) {
+    const uint64_t threads = uint64_t(size.x) * size.y * size.z, blocks = uint64_t(grid.x) * grid.y * grid.z;
+    if (!threads || threads > 1024 || size.z > 64) throw Fault("invalid block size");
+    if (!blocks || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) throw Fault("invalid grid size");
+    if (dynamic_shared_bytes > dynamic_opt_in) throw Fault("too much dynamic shared memory (no cudaFuncSetAttribute?)");
+    DeviceMemoryOpen open;
+    Block running{grid, size, {}, unsigned(threads), 0, block_serial + 1};
+    block = &running;
+    kernel_body = &body;
+    dynamic_bytes = dynamic_shared_bytes;
+    fault_text.clear();
+    random_state = options.seed;
+    std::vector<uint32_t> order(blocks);
+    std::iota(order.begin(), order.end(), 0u);
+    if (options.order == Order::reverse) std::reverse(order.begin(), order.end());
+    if (options.order == Order::random)
+        for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[next_random() % i]);
+    for (uint32_t b : order) run_block({b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y});
+    block = nullptr;
+}
+
+}  // namespace cudaemu
+
+// ------------------------------------------------------------------------------- runtime API
+using namespace cudaemu;
+
+extern "C" {
+cudaError_t cudaGetDeviceCount(int* count) {
+    *count = 1;
+    return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+cudaError_t cudaDeviceSynchronize() { return last_error; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return last_error; }
+const char* cudaGetErrorString(cudaError_t e) { return e == cudaSuccess ? "no error" : last_fault().c_str(); }
+
+cudaError_t cudaMalloc(void** out, size_t bytes) {
+    const size_t start = (heap_used + kRedZone + 255) / 256 * 256;
+    if (start + bytes > kHeapBytes) return cudaErrorMemoryAllocation;
+    ASAN_POISON_MEMORY_REGION(heap + heap_used, start - heap_used);
+    ASAN_UNPOISON_MEMORY_REGION(heap + start, bytes);
+    *out = heap + start;
+    allocations[*out] = bytes;
+    heap_used = start + bytes;
+    ASAN_POISON_MEMORY_REGION(heap + heap_used, kRedZone);
+    return cudaSuccess;
+}
+cudaError_t cudaFree(void* p) {  // addresses are not given out again, so later use is seen
+    if (!p) return cudaSuccess;
+    const auto found = allocations.find(p);
+    if (found == allocations.end()) return cudaErrorInvalidValue;
+    ASAN_POISON_MEMORY_REGION(p, found->second);
+    allocations.erase(found);
+    return cudaSuccess;
+}
+cudaError_t cudaMemcpy(void* target, const void* source, size_t bytes, cudaMemcpyKind kind) {
+    const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+    const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    if (kind != cudaMemcpyDefault && (is_device_pointer(target) != to_device || is_device_pointer(source) != from_device))
+        return cudaErrorInvalidValue;
+    DeviceMemoryOpen open;
+    std::memcpy(target, source, bytes);
+    return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* t, const void* s, size_t n, cudaMemcpyKind k, cudaStream_t) {
+    return cudaMemcpy(t, s, n, k);
+}
+cudaError_t cudaMemset(void* target, int value, size_t bytes) {
+    if (!is_device_pointer(target)) return cudaErrorInvalidValue;
+    DeviceMemoryOpen open;
+    std::memset(target, value, bytes);
+    return cudaSuccess;
+}
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int value) {
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || size_t(value) > kSharedOptInLimit)
+        return cudaErrorInvalidValue;
+    dynamic_opt_in = value;
+    return cudaSuccess;
+}
+}
