@@ -12,6 +12,7 @@
 #if defined(__CUDACC__)
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <tuple>
 #include <utility>
@@ -68,6 +69,30 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&out)[4], const void* row) {
+    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(address)
+                 : "memory");
+}
+__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// 2^x, off by 2^-22 of it at most; results below 2^-126 are 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
+// Each nibble of `selector` names a byte of low (0 .. 3) or high (4 .. 7), the lowest nibble that of the lowest byte.
+__device__ __forceinline__ uint32_t byte_permute(uint32_t low, uint32_t high, uint32_t selector) {
+    return __byte_perm(low, high, selector);
+}
+
 }  // namespace halfbyte::cuda
 
 #else
@@ -103,6 +128,25 @@ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
     cudaemu::mma_m16n8k16_bf16(d, a, b, file, line);
 }
 
+inline void ldmatrix_x4_trans(uint32_t (&out)[4], const void* row, CUDAEMU_SITE) {
+    cudaemu::load_matrix_x4(out, row, true, file, line);
+}
+inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], CUDAEMU_SITE) {
+    cudaemu::mma_m16n8k16_f16(d, a, b, file, line);
+}
+inline float exp2_approx(float x) {
+    const float result = std::exp2(x);
+    return result < 0x1p-126f ? 0.0f : result;
+}
+inline uint32_t byte_permute(uint32_t low, uint32_t high, uint32_t selector) {
+    uint32_t result = 0;
+    for (int i = 0; i < 4; ++i) {
+        const uint32_t byte = selector >> (4 * i) & 7u;
+        result |= ((byte < 4 ? low : high) >> (8 * (byte % 4)) & 0xffu) << (8 * i);
+    }
+    return result;
+}
+
 }  // namespace halfbyte::cuda
 
 #endif
@@ -114,6 +158,11 @@ __device__ __forceinline__ T warp_sum(T value) {
 #pragma unroll
     for (int bits = 16; bits > 0; bits /= 2) value += __shfl_xor_sync(0xffffffffu, value, bits);
     return value;
+}
+
+/// Byte i (a constant) of a word, signed, as a float: put below 2^23 as a fraction's last bits, which is quicker than a conversion.
+__device__ __forceinline__ float signed_byte(uint32_t word, int i) {
+    return __uint_as_float(byte_permute(word ^ 0x80808080u, 0x4b000000u, 0x7650u + uint32_t(i))) - 8388736.0f;
 }
 
 }  // namespace halfbyte::cuda

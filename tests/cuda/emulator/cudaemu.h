@@ -191,6 +191,33 @@ inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint3
     });
 }
 
+inline float f16_bits_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+inline void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], CUDAEMU_SITE) {
+    struct Request {
+        float* d;
+        const uint32_t *a, *b;
+    } request{d, a, b};
+    warp_collective(~0u, Site{file, line}, request, [&](Request** lanes) {
+        float A[16][16], B[16][8];
+        for (int l = 0; l < 32; ++l) {
+            const int group = l / 4, pair = 2 * (l % 4);
+            for (int i = 0; i < 8; ++i) {  // register i/2 holds elements i and i+1 (low half first)
+                const int row = group + 8 * ((i / 2) % 2), col = pair + i % 2 + 8 * (i / 4);
+                A[row][col] = f16_bits_to_float(uint16_t(lanes[l]->a[i / 2] >> (16 * (i % 2))));
+            }
+            for (int i = 0; i < 4; ++i)
+                B[pair + i % 2 + 8 * (i / 2)][group] = f16_bits_to_float(uint16_t(lanes[l]->b[i / 2] >> (16 * (i % 2))));
+        }
+        for (int l = 0; l < 32; ++l)
+            for (int i = 0; i < 4; ++i) {
+                const int row = l / 4 + 8 * (i / 2), col = 2 * (l % 4) + i % 2;
+                double sum = lanes[l]->d[i];
+                for (int k = 0; k < 16; ++k) sum += double(A[row][k]) * double(B[k][col]);
+                lanes[l]->d[i] = float(sum);
+            }
+    });
+}
+
 // ----------------------------------------------------------------------------------------- launch
 
 template <class T>
