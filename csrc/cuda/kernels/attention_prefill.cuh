@@ -32,21 +32,20 @@ struct OperandBf16 {
     }
 };
 
-/// Rows of kWidth 16-bit elements in shared memory, in chunks of 8. The 8 rows that ldmatrix reads at once lie in different banks:
-/// chunks are exchanged within each 8, or, where a row has no multiple of 8, a row has an odd number of them.
+/// Rows of kWidth 16-bit elements in shared memory, in chunks of 8. A row has an odd number of chunks, one of them unused: the 8 rows
+/// that ldmatrix reads at once lie in different banks, and every address is one register and a constant.
 template <int kWidth>
 struct Tile {
-    static constexpr int kChunks = kWidth / 8;
-    static constexpr int kRowChunks = kChunks % 8 == 0 ? kChunks : kChunks + 1;
-    static __host__ __device__ constexpr int bytes(int rows) { return rows * kRowChunks * 16; }
-    static __device__ __forceinline__ uint4* at(unsigned char* tile, int row, int chunk) {
-        return reinterpret_cast<uint4*>(tile) + row * kRowChunks + (kChunks % 8 == 0 ? chunk ^ (row & 7) : chunk);
-    }
+    static constexpr int kChunks = kWidth / 8, kRowBytes = 16 * (kChunks + 1);
+    static __host__ __device__ constexpr int at(int row, int chunk) { return row * kRowBytes + chunk * 16; }
+    /// How a block goes through a tile: kLanes threads share a row, each with kPerRow chunks kLanes apart.
+    static constexpr int kLanes = (kChunks & (kChunks - 1)) == 0 ? kChunks : 4, kPerRow = kChunks / kLanes;
+    static constexpr int kPassRows = kPrefillThreads / kLanes;
 };
 
 template <int kWidth, int kRowTiles>
 constexpr int prefill_shared_bytes() {
-    return Tile<kWidth>::bytes(2 * kTileKeys + 16 * kRowTiles * kPrefillWarps);
+    return Tile<kWidth>::at(2 * kTileKeys + 16 * kRowTiles * kPrefillWarps, 0);
 }
 
 /// Elements [column, column + 8) of a row of floats; zeros from head_dim on.
@@ -73,44 +72,52 @@ __device__ __forceinline__ uint4 pack_eight(const float (&x)[8]) {
 /// 64 rows of keys or values from row0 on into shared memory, zeros from `count` on: in the background where they are of the
 /// operands' type, else converted on the way.
 template <class Operand, int kWidth>
-__device__ __forceinline__ void stage(unsigned char* tile, const KvSource& source, bool vectors, int head, int64_t row0,
-                                      int count, int head_dim) {
-    constexpr int kChunks = Tile<kWidth>::kChunks, kSteps = kTileKeys * kChunks / kPrefillThreads;
-    const int64_t base = head * source.head_stride + row0 * source.row_stride;
-    const int width = padded_width(head_dim);
+__device__ __forceinline__ void stage(unsigned char* tile, const KvSource& source, bool vectors, int head, int64_t row0, int count,
+                                      int head_dim) {
+    using Rows = Tile<kWidth>;
+    constexpr int kPasses = kTileKeys / Rows::kPassRows;
+    const int first = threadIdx.x / Rows::kLanes, lane = threadIdx.x % Rows::kLanes, width = padded_width(head_dim);
+    const int64_t base = head * source.head_stride + (row0 + first) * source.row_stride;
+    const int64_t pass_stride = Rows::kPassRows * source.row_stride;
+    unsigned char* to = tile + Rows::at(first, lane);
     if (source.element == Element::f16 || source.element == Element::bf16) {
-        const auto* from = static_cast<const uint16_t*>(source.data) + base;
+        const auto* from = static_cast<const uint16_t*>(source.data) + base + 8 * lane;
 #pragma unroll
-        for (int i = 0; i < kSteps; ++i) {
-            const int at = threadIdx.x + i * kPrefillThreads, row = at / kChunks, chunk = at % kChunks;
-            const bool there = row < count && 8 * chunk < width;
-            cp_async_16(Tile<kWidth>::at(tile, row, chunk), there ? from + row * source.row_stride + 8 * chunk : from,
-                        there);
-        }
-    } else if (source.element == Element::i8) {
-        const auto* from = static_cast<const int8_t*>(source.data) + base;
-        const float* scales = source.scales + head * source.scale_stride + row0;
-#pragma unroll 4
-        for (int i = 0; i < kSteps; ++i) {
-            const int at = threadIdx.x + i * kPrefillThreads, row = at / kChunks, chunk = at % kChunks;
-            float x[8] = {};
-            if (row < count && 8 * chunk < width) {
-                const uint2 raw = __ldg(reinterpret_cast<const uint2*>(from + row * source.row_stride) + chunk);
-                const float scale = scales[row];
+        for (int pass = 0; pass < kPasses; ++pass, from += pass_stride)
 #pragma unroll
-                for (int e = 0; e < 8; ++e) x[e] = signed_byte(e < 4 ? raw.x : raw.y, e % 4) * scale;
+            for (int c = 0; c < Rows::kPerRow; ++c) {
+                const int column = 8 * Rows::kLanes * c;
+                const bool there = first + pass * Rows::kPassRows < count && 8 * lane + column < width;
+                cp_async_16(to + Rows::at(pass * Rows::kPassRows, c * Rows::kLanes), there ? from + column : source.data, there);
             }
-            *Tile<kWidth>::at(tile, row, chunk) = pack_eight<Operand>(x);
-        }
+    } else if (source.element == Element::i8) {
+        const auto* from = static_cast<const int8_t*>(source.data) + base + 8 * lane;
+        const float* scales = source.scales + head * source.scale_stride + row0 + first;
+#pragma unroll 4
+        for (int pass = 0; pass < kPasses; ++pass)
+#pragma unroll
+            for (int c = 0; c < Rows::kPerRow; ++c) {
+                const int column = 8 * Rows::kLanes * c;
+                float x[8] = {};
+                if (first + pass * Rows::kPassRows < count && 8 * lane + column < width) {
+                    const uint2 raw = __ldg(reinterpret_cast<const uint2*>(from + pass * pass_stride + column));
+                    const float scale = scales[pass * Rows::kPassRows];
+#pragma unroll
+                    for (int e = 0; e < 8; ++e) x[e] = signed_byte(e < 4 ? raw.x : raw.y, e % 4) * scale;
+                }
+                *reinterpret_cast<uint4*>(to + Rows::at(pass * Rows::kPassRows, c * Rows::kLanes)) = pack_eight<Operand>(x);
+            }
     } else {
         const auto* from = static_cast<const float*>(source.data) + base;
-#pragma unroll 4
-        for (int i = 0; i < kSteps; ++i) {
-            const int at = threadIdx.x + i * kPrefillThreads, row = at / kChunks, chunk = at % kChunks;
-            float x[8] = {};
-            if (row < count) load_eight(from + row * source.row_stride, 8 * chunk, head_dim, vectors, x);
-            *Tile<kWidth>::at(tile, row, chunk) = pack_eight<Operand>(x);
-        }
+#pragma unroll 2
+        for (int pass = 0; pass < kPasses; ++pass)
+#pragma unroll
+            for (int c = 0; c < Rows::kPerRow; ++c) {
+                float x[8] = {};
+                if (first + pass * Rows::kPassRows < count)
+                    load_eight(from + pass * pass_stride, 8 * (lane + c * Rows::kLanes), head_dim, vectors, x);
+                *reinterpret_cast<uint4*>(to + Rows::at(pass * Rows::kPassRows, c * Rows::kLanes)) = pack_eight<Operand>(x);
+            }
     }
 }
 
@@ -130,8 +137,8 @@ __global__ void __launch_bounds__(kPrefillThreads, kWidth* kRowTiles <= 128   ? 
     constexpr int kWarpRows = 16 * kRowTiles, kBlockRows = kWarpRows * kPrefillWarps;
     HB_DYNAMIC_SHARED(memory);
     unsigned char* const queries = memory;
-    unsigned char* const keys = queries + Rows::bytes(kBlockRows);
-    unsigned char* const values = keys + Rows::bytes(kTileKeys);
+    unsigned char* const keys = queries + Rows::at(kBlockRows, 0);
+    unsigned char* const values = keys + Rows::at(kTileKeys, 0);
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     const int head = blockIdx.y, kv_head = head / (a.heads / a.kv_heads), sequence = blockIdx.z;
     const AttentionSequence s = a.sequences[sequence];
@@ -142,17 +149,19 @@ __global__ void __launch_bounds__(kPrefillThreads, kWidth* kRowTiles <= 128   ? 
 
     // The factor goes into the queries before their one rounding, so that scores need none.
     const float factor = a.scale * kLog2E;
-#pragma unroll 4
-    for (int i = 0; i < kBlockRows * Rows::kChunks / kPrefillThreads; ++i) {
-        const int at = thread + i * kPrefillThreads, row = at / Rows::kChunks, chunk = at % Rows::kChunks;
-        float x[8] = {};
-        if (first + row <= last)
-            load_eight(a.q + int64_t(s.first_row + first + row) * a.q_stride + head * a.head_dim, 8 * chunk, a.head_dim,
-                       flags.q_vectors, x);
+#pragma unroll 2
+    for (int row = thread / Rows::kLanes; row < kBlockRows; row += Rows::kPassRows)
 #pragma unroll
-        for (int e = 0; e < 8; ++e) x[e] *= factor;
-        *Rows::at(queries, row, chunk) = pack_eight<Operand>(x);
-    }
+        for (int c = 0; c < Rows::kPerRow; ++c) {
+            const int chunk = thread % Rows::kLanes + c * Rows::kLanes;
+            float x[8] = {};
+            if (first + row <= last)
+                load_eight(a.q + int64_t(s.first_row + first + row) * a.q_stride + head * a.head_dim, 8 * chunk, a.head_dim,
+                           flags.q_vectors, x);
+#pragma unroll
+            for (int e = 0; e < 8; ++e) x[e] *= factor;
+            *reinterpret_cast<uint4*>(queries + Rows::at(row, chunk)) = pack_eight<Operand>(x);
+        }
 
     // Of row tile t, this lane has rows mine + 16 t and + 8, and columns pair, pair + 1 of every 8.
     const int warp_first = first + warp * kWarpRows, mine = warp_first + lane / 4, pair = 2 * (lane % 4);
@@ -161,6 +170,10 @@ __global__ void __launch_bounds__(kPrefillThreads, kWidth* kRowTiles <= 128   ? 
     const int all_low = first_key(a, s, warp_last),
               all_high = last_key(a, s, warp_first);  // keys that all of its queries see
     const float cap = a.softcap * kLog2E, inverse_cap = cap > 0 ? 1.0f / cap : 0.0f;
+    // Where this lane's rows of the matrices of ldmatrix are.
+    const unsigned char* const q_lane = queries + Rows::at(warp * kWarpRows + lane % 16, lane / 16);
+    const unsigned char* const k_lane = keys + Rows::at(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+    const unsigned char* const v_lane = values + Rows::at(lane % 16, lane / 16);
     float sums[kRowTiles][kWidth / 8][4] = {};
     float top[kRowTiles][2], total[kRowTiles][2];
 #pragma unroll
@@ -189,11 +202,11 @@ __global__ void __launch_bounds__(kPrefillThreads, kWidth* kRowTiles <= 128   ? 
                 uint32_t q[kRowTiles][4];
 #pragma unroll
                 for (int t = 0; t < kRowTiles; ++t)
-                    ldmatrix_x4(q[t], Rows::at(queries, warp * kWarpRows + 16 * t + lane % 16, 2 * step + lane / 16));
+                    ldmatrix_x4(q[t], q_lane + Rows::at(16 * t, 2 * step));
 #pragma unroll
                 for (int j = 0; j < kTileKeys / 16; ++j) {
                     uint32_t k[4];
-                    ldmatrix_x4(k, Rows::at(keys, 16 * j + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
+                    ldmatrix_x4(k, k_lane + Rows::at(16 * j, 2 * step));
 #pragma unroll
                     for (int t = 0; t < kRowTiles; ++t) {
                         Operand::mma(scores[t][2 * j], q[t], k[0], k[1]);
@@ -204,7 +217,8 @@ __global__ void __launch_bounds__(kPrefillThreads, kWidth* kRowTiles <= 128   ? 
 
             const bool masked = key0 < all_low || key0 + kTileKeys > all_high;
 #pragma unroll
-            for (int t = 0; t < kRowTiles; ++t)
+            for (int t = 0; t < kRowTiles; ++t) {
+                float keep[2];
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
                     const int query = mine + 16 * t + 8 * h;
@@ -241,7 +255,8 @@ __global__ void __launch_bounds__(kPrefillThreads, kWidth* kRowTiles <= 128   ? 
                         peak = fmaxf(peak, fmaxf(scores[t][n][2 * h], scores[t][n][2 * h + 1]));
                     peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 1));
                     peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 2));
-                    const float base = base_of(peak), keep = exp2_approx(top[t][h] - base);
+                    const float base = base_of(peak);
+                    keep[h] = exp2_approx(top[t][h] - base);
                     float sum = 0;
 #pragma unroll
                     for (int n = 0; n < kTileKeys / 8; ++n) {
@@ -251,10 +266,15 @@ __global__ void __launch_bounds__(kPrefillThreads, kWidth* kRowTiles <= 128   ? 
                         p[t][n / 2][2 * (n % 2) + h] = Operand::pack(x, y);
                     }
                     top[t][h] = peak;
-                    total[t][h] = total[t][h] * keep + sum;
-#pragma unroll
-                    for (int n = 0; n < kWidth / 8; ++n) sums[t][n][2 * h] *= keep, sums[t][n][2 * h + 1] *= keep;
+                    total[t][h] = total[t][h] * keep[h] + sum;
                 }
+                // After the first tiles a maximum seldom grows.
+                if (__any_sync(0xffffffffu, keep[0] != 1 || keep[1] != 1))
+#pragma unroll
+                    for (int n = 0; n < kWidth / 8; ++n)
+#pragma unroll
+                        for (int e = 0; e < 4; ++e) sums[t][n][e] *= keep[e / 2];
+            }
         }
 
         cp_async_wait<0>();
@@ -269,7 +289,7 @@ __global__ void __launch_bounds__(kPrefillThreads, kWidth* kRowTiles <= 128   ? 
 #pragma unroll
             for (int n = 0; n < kWidth / 16; ++n) {
                 uint32_t v[4];
-                ldmatrix_x4_trans(v, Rows::at(values, 16 * j + lane % 16, 2 * n + lane / 16));
+                ldmatrix_x4_trans(v, v_lane + Rows::at(16 * j, 2 * n));
 #pragma unroll
                 for (int t = 0; t < kRowTiles; ++t) {
                     Operand::mma(sums[t][2 * n], p[t][j], v[0], v[1]);
