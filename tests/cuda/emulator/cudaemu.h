@@ -60,6 +60,7 @@ struct Thread {
     unsigned linear;             // x + y*Dx + z*Dx*Dy: lane = linear % 32, warp = linear / 32
     unsigned barrier_epoch = 0;  // how many __syncthreads() it has passed
     unsigned warp_epoch = 0;     // how many full-warp __syncwarp() it has passed
+    unsigned fences = 0;         // how many __threadfence()
 };
 
 struct Block {
