@@ -24,7 +24,7 @@ __host__ __device__ constexpr int padded_width(int head_dim) { return (head_dim 
 /// Four floats of a row of f32 can be loaded at once, wherever the row begins.
 inline bool loads_vectors(const KvSource& source, int head_dim) {
     return reinterpret_cast<uintptr_t>(source.data) % 16 == 0 && source.head_stride % 4 == 0 && source.row_stride % 4 == 0 &&
-           head_dim % 4 == 0;
+           source.row_stride < (int64_t(1) << 28) && head_dim % 4 == 0;
 }
 
 /// Query i of a sequence sees keys first_key .. last_key - 1.
@@ -48,12 +48,17 @@ __device__ __forceinline__ const float* bias_row(const Attention& a, int head, i
 
 /// tanh by ex2 and a division: off by 2^-22 or so, as it is then multiplied with the cap.
 __device__ __forceinline__ float soft_cap(float score, float cap, float inverse) {
-    return cap - 2 * cap * __fdividef(1.0f, 1.0f + exp2_approx(score * inverse * (2 * kLog2E)));
+    return cap - 2 * cap * __fdividef(1.0f, 1.0f + exp2_fast(score * inverse * (2 * kLog2E)));
 }
 
 /// exp2(score - base), and base is the maximum: 0 while no key was visible, so that -inf - base is no NaN. A NaN among the scores
 /// leaves no trace in a maximum, but in the weights.
 __device__ __forceinline__ float base_of(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
+
+/// Byte i (a constant) of a word, signed: put below 2^23 as the last bits of a fraction, which is quicker than a conversion.
+__device__ __forceinline__ float signed_byte(uint32_t word, int i) {
+    return __uint_as_float(__byte_perm(word ^ 0x80808080u, 0x4b000000u, 0x7650u + uint32_t(i))) - 8388736.0f;
+}
 
 __device__ __forceinline__ float warp_max(float value) {
 #pragma unroll
