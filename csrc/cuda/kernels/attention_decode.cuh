@@ -88,7 +88,7 @@ __device__ __forceinline__ float sum_of_four(const float (&v)[4], int part) {
 /// kLanes * 8 >= head_dim lanes share a row. Pair r of a block is query (first + r) / heads_per_kv of the sequence, head
 /// (first + r) % heads_per_kv of the group. grid: chunks of kQueries pairs and key heads, splits, sequences.
 template <class Source, int kLanes, int kQueries>
-__global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 ? 3 : 4) decode_kernel(const Attention a, const int chunks) {
+__global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 || Source::kBytes == 4 ? 3 : 4) decode_kernel(const Attention a, const int chunks) {
     constexpr int kGroups = 32 / kLanes, kSteps = kWarpKeys / kGroups;  // keys that a warp loads at once; its loads
     constexpr int kOwn = (kQueries + kDecodeWarps - 1) / kDecodeWarps;  // pairs whose softmax a warp does
     constexpr int kSlots = 8 * kLanes;
