@@ -30,6 +30,8 @@ Thread* self = nullptr;
 Block* block = nullptr;
 
 __attribute__((weak)) void note_access(const void*, size_t, bool, bool, Site) {}
+__attribute__((weak)) void note_atomic(const void*) {}
+__attribute__((weak)) void note_fence() {}
 
 std::string describe(Site site) {
     const char* name = std::strrchr(site.file, '/');
@@ -120,7 +122,7 @@ Fiber host;  // the context that called launch()
 Fiber* current = &host;
 std::vector<Fiber*> ready;
 std::vector<std::vector<Collective>> warps;  // open meetings, by warp
-unsigned live, at_barrier;
+unsigned live, at_barrier, votes, vote_result;
 Site barrier_site;
 std::string fault_text, last_fault_text;
 cudaError_t last_error = cudaSuccess;
@@ -232,6 +234,7 @@ void wait(const char* what, Site site) {
 
 void release_barrier() {
     at_barrier = 0;
+    vote_result = std::exchange(votes, 0);
     ++statistics.barriers;
     make_ready(block->threads, [](unsigned i) { return fibers[i]->done ? nullptr : fibers[i].get(); });
 }
@@ -291,7 +294,7 @@ void run_block(uint3 index) {
         prepare(f);
     }
     live = block->threads;
-    at_barrier = 0;
+    at_barrier = votes = 0;
     ready.clear();
     make_ready(block->threads, [](unsigned i) { return fibers[i].get(); });
     host_stack = nullptr;
@@ -326,20 +329,23 @@ cudaError_t record_fault(const Fault& f) {
     return last_error = cudaErrorLaunchFailure;
 }
 
+bool is_shared_pointer(const void* p) { return p >= heap && p < heap + kSharedBytes; }
 bool is_device_pointer(const void* p) { return p >= heap + kSharedBytes && p < heap + kHeapBytes; }
 
-void block_barrier(Site site) {
+unsigned block_barrier(Site site, bool vote) {
     if (at_barrier == 0)
         barrier_site = site;
     else if (site.line != barrier_site.line || std::strcmp(site.file, barrier_site.file))
         fault("divergent barriers: __syncthreads() " + describe(site) + " while others wait " + describe(barrier_site));
     ++self->barrier_epoch;
+    votes += vote;
     if (++at_barrier == live) {
         if (live < block->threads && !options.allow_exited_at_barrier)
             fault("some threads exited before the barrier " + describe(site));
         release_barrier();
     }
     wait("__syncthreads()", site);
+    return vote_result;
 }
 
 bool arrive_at_collective(uint32_t mask, Site site, void* request, void*** requests) {
