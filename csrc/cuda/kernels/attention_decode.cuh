@@ -1,0 +1,327 @@
+// Attention of a few queries against a cache, float32 arithmetic: bound by the bytes of keys and values, each read once for up to 8
+// (query, head) pairs that share a key head. A block takes a share of the keys (Flash-Decoding), in tiles of 64: each of 4 warps
+// the scores of its 16 keys, one warp a query's online softmax, then each warp the values of its 16 keys; two barriers a tile.
+// With 8 pairs of a head of 128 in f16, a tile of 16 KiB of keys and values costs a warp about 2,000 instructions, half of them
+// multiplications: at 4 instructions a cycle and 2 to 4 blocks a multiprocessor still below the time that memory takes for it.
+#pragma once
+
+#include "cuda/kernels/attention.cuh"
+
+namespace halfbyte::cuda::attention {
+
+constexpr int kDecodeThreads = 128, kDecodeWarps = kDecodeThreads / 32;
+constexpr int kWarpKeys = kTileKeys / kDecodeWarps;
+
+/// How a lane loads 8 elements of a row that kLanes lanes share: two halves of four, which begin at offset(half, kLanes, part).
+/// All loads of a warp are whole sectors. `limit`: elements from there on are zero and not read; a multiple of 4, of 16 but for f32.
+struct DecodeF16 {
+    using Raw = uint4;
+    static constexpr int kBytes = 2, kBatch = 8;
+    static constexpr bool kScaled = false;
+    static __device__ __forceinline__ int offset(int half, int, int part) { return 8 * part + 4 * half; }
+    static __device__ __forceinline__ Raw load(const char* row, int, int part, int limit) {
+        return 8 * part < limit ? __ldg(reinterpret_cast<const uint4*>(row) + part) : make_uint4(0, 0, 0, 0);
+    }
+    static __device__ __forceinline__ Raw zero() { return make_uint4(0, 0, 0, 0); }
+    static __device__ __forceinline__ void unpack(const Raw& raw, float (&out)[8]) {
+        const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float2 two = __half22float2(reinterpret_cast<const __half2&>(words[i]));
+            out[2 * i] = two.x, out[2 * i + 1] = two.y;
+        }
+    }
+};
+struct DecodeBf16 : DecodeF16 {
+    static __device__ __forceinline__ void unpack(const Raw& raw, float (&out)[8]) {
+        const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            out[2 * i] = __uint_as_float(words[i] << 16), out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+};
+struct DecodeI8 {
+    using Raw = uint2;
+    static constexpr int kBytes = 1, kBatch = 8;
+    static constexpr bool kScaled = true;
+    static __device__ __forceinline__ int offset(int half, int, int part) { return 8 * part + 4 * half; }
+    static __device__ __forceinline__ Raw load(const char* row, int, int part, int limit) {
+        return 8 * part < limit ? __ldg(reinterpret_cast<const uint2*>(row) + part) : make_uint2(0, 0);
+    }
+    static __device__ __forceinline__ Raw zero() { return make_uint2(0, 0); }
+    static __device__ __forceinline__ void unpack(const Raw& raw, float (&out)[8]) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) out[i] = signed_byte(i < 4 ? raw.x : raw.y, i % 4);
+    }
+};
+struct DecodeF32 {
+    struct Raw {
+        float4 half[2];
+    };
+    static constexpr int kBytes = 4, kBatch = 4;
+    static constexpr bool kScaled = false;
+    static __device__ __forceinline__ int offset(int half, int lanes, int part) { return 4 * (part + half * lanes); }
+    static __device__ __forceinline__ Raw load(const char* row, int lanes, int part, int limit) {
+        Raw raw = zero();
+        if (4 * part < limit) raw.half[0] = __ldg(reinterpret_cast<const float4*>(row) + part);
+        if (4 * (part + lanes) < limit) raw.half[1] = __ldg(reinterpret_cast<const float4*>(row) + part + lanes);
+        return raw;
+    }
+    static __device__ __forceinline__ Raw zero() { return {{make_float4(0, 0, 0, 0), make_float4(0, 0, 0, 0)}}; }
+    static __device__ __forceinline__ void unpack(const Raw& raw, float (&out)[8]) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            out[4 * i] = raw.half[i].x, out[4 * i + 1] = raw.half[i].y, out[4 * i + 2] = raw.half[i].z,
+                    out[4 * i + 3] = raw.half[i].w;
+    }
+};
+
+/// Sums of four values over kLanes lanes each; lane `part` gets that of value part / (kLanes / 4). Each exchange halves what is left,
+/// so that it takes 2 + 1 + log2(kLanes / 4) shuffles.
+template <int kLanes>
+__device__ __forceinline__ float sum_of_four(const float (&v)[4], int part) {
+    const bool upper = (part & (kLanes / 2)) != 0, odd = (part & (kLanes / 4)) != 0;
+    float a = upper ? v[2] : v[0], b = upper ? v[3] : v[1];
+    a += __shfl_xor_sync(0xffffffffu, upper ? v[0] : v[2], kLanes / 2);
+    b += __shfl_xor_sync(0xffffffffu, upper ? v[1] : v[3], kLanes / 2);
+    float sum = odd ? b : a;
+    sum += __shfl_xor_sync(0xffffffffu, odd ? a : b, kLanes / 4);
+#pragma unroll
+    for (int bits = kLanes / 8; bits > 0; bits /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bits);
+    return sum;
+}
+
+/// kLanes * 8 >= head_dim lanes share a row. Pair r of a block is query (first + r) / heads_per_kv of the sequence, head
+/// (first + r) % heads_per_kv of the group. grid: chunks of kQueries pairs and key heads, splits, sequences.
+template <class Source, int kLanes, int kQueries>
+__global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 ? 2 : 4) decode_kernel(const Attention a, const int chunks) {
+    constexpr int kGroups = 32 / kLanes, kSteps = kWarpKeys / kGroups;  // keys that a warp loads at once; its loads
+    constexpr int kBatch = kSteps < Source::kBatch ? kSteps : Source::kBatch;
+    constexpr int kOwn = (kQueries + kDecodeWarps - 1) / kDecodeWarps;  // pairs whose softmax a warp does
+    constexpr int kSlots = 8 * kLanes;
+    HB_SHARED_ARRAY(float, queries, [kQueries][2][4 * kLanes]);
+    HB_SHARED_ARRAY(float, weights, [2][kQueries][kTileKeys]);  // scores, then their weights
+    HB_SHARED_ARRAY(float, shrink, [2][kQueries]);
+    HB_SHARED_ARRAY(float, state, [kQueries][2]);
+    HB_SHARED_ARRAY(float, merged, [2][kDecodeWarps][kSlots]);
+
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, part = lane % kLanes, group = lane / kLanes;
+    const int kv_head = blockIdx.x / chunks, split = blockIdx.y, sequence = blockIdx.z;
+    const AttentionSequence s = a.sequences[sequence];
+    const int heads_per_kv = a.heads / a.kv_heads;
+    const int first = (blockIdx.x % chunks) * kQueries, last = min(s.rows * heads_per_kv, first + kQueries) - 1;
+    if (s.rows > kDecodeRows || first > last) return;
+    const int low = first_key(a, s, first / heads_per_kv), high = last_key(a, s, last / heads_per_kv);
+    const int first_tile = low / kTileKeys, tiles = max(0, (high + kTileKeys - 1) / kTileKeys - first_tile);
+    const int share = (tiles + a.splits - 1) / a.splits;
+    const int begin = first_tile + min(tiles, split * share), end = first_tile + min(tiles, (split + 1) * share);
+    const int limit = Source::kBytes == 4 ? a.head_dim : padded_width(a.head_dim);
+    const float cap = a.softcap * kLog2E, inverse_cap = cap > 0 ? 1.0f / cap : 0.0f;
+
+    for (int i = thread; i < kQueries * kSlots; i += kDecodeThreads) {
+        const int pair = first + i / kSlots, half = i % kSlots / (4 * kLanes), slot = i % (4 * kLanes);
+        const int column = Source::offset(half, kLanes, slot / 4) + slot % 4;
+        float x = 0;
+        if (pair <= last && column < a.head_dim)
+            x = a.q[(s.first_row + pair / heads_per_kv) * a.q_stride +
+                    (kv_head * heads_per_kv + pair % heads_per_kv) * a.head_dim + column];
+        queries[i / kSlots][half][slot] = x * (a.scale * kLog2E);
+    }
+    __syncthreads();
+
+    float sums[kQueries][8] = {};
+    float top[kOwn], total[kOwn];  // of pairs warp + 4 * i
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) top[i] = -INFINITY, total[i] = 0;
+    const char* const k_base = static_cast<const char*>(a.k.data) + kv_head * a.k.head_stride * Source::kBytes;
+    const char* const v_base = static_cast<const char*>(a.v.data) + kv_head * a.v.head_stride * Source::kBytes;
+    const int64_t k_bytes = a.k.row_stride * Source::kBytes, v_bytes = a.v.row_stride * Source::kBytes;
+    const int mine = warp * kWarpKeys + group * kSteps;  // the first of this lane's keys in a tile
+    int64_t row0 = begin < end ? first_row(a, s, sequence, begin) : 0;
+
+    for (int tile = begin; tile < end; ++tile) {
+        const int key0 = tile * kTileKeys, from = max(low - key0, 0), to = min(high - key0, kTileKeys), buffer = tile & 1;
+        const int64_t row = row0;
+        if (tile + 1 < end) row0 = first_row(a, s, sequence, tile + 1);  // early: loads depend on it
+        typename Source::Raw raw[kBatch];
+        const auto fetch = [&](const char* base, int64_t bytes, int step) {
+            const char* rows = base + (row + mine + step) * bytes;
+#pragma unroll
+            for (int i = 0; i < kBatch; ++i) {
+                const int key = mine + step + i;
+                raw[i] = key >= from && key < to ? Source::load(rows + i * bytes, kLanes, part, limit) : Source::zero();
+            }
+        };
+
+#pragma unroll 1
+        for (int step = 0; step < kSteps; step += kBatch) {
+            fetch(k_base, k_bytes, step);
+#pragma unroll
+            for (int i = 0; i < kBatch; i += 4) {
+                float k[4][8];
+#pragma unroll
+                for (int j = 0; j < 4; ++j) Source::unpack(raw[i + j], k[j]);
+#pragma unroll
+                for (int r = 0; r < kQueries; ++r) {
+                    const float4 q0 = *reinterpret_cast<const float4*>(&queries[r][0][4 * part]);
+                    const float4 q1 = *reinterpret_cast<const float4*>(&queries[r][1][4 * part]);
+                    float dots[4];
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) {
+                        float dot = q0.x * k[j][0];
+                        dot = fmaf(q0.y, k[j][1], dot), dot = fmaf(q0.z, k[j][2], dot), dot = fmaf(q0.w, k[j][3], dot);
+                        dot = fmaf(q1.x, k[j][4], dot), dot = fmaf(q1.y, k[j][5], dot);
+                        dots[j] = fmaf(q1.w, k[j][7], fmaf(q1.z, k[j][6], dot));
+                    }
+                    const float score = sum_of_four<kLanes>(dots, part);
+                    if (part % (kLanes / 4) == 0) weights[buffer][r][mine + step + i + part / (kLanes / 4)] = score;
+                }
+            }
+        }
+        fetch(v_base, v_bytes, 0);  // on their way during the softmax
+        __syncthreads();
+
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) {
+            const int r = warp + kDecodeWarps * i;
+            if (r >= kQueries) continue;
+            const int pair = min(first + r, last), query = pair / heads_per_kv;
+            const int visible = first_key(a, s, query) - key0, hidden = last_key(a, s, query) - key0;
+            const float* bias = bias_row(a, kv_head * heads_per_kv + pair % heads_per_kv, query);
+            float score[2], peak = top[i];
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const int key = lane + 32 * j;
+                score[j] = -INFINITY;
+                if (key < visible || key >= hidden) continue;
+                score[j] = weights[buffer][r][key];
+                if constexpr (Source::kScaled) score[j] *= a.k.scales[kv_head * a.k.scale_stride + row + key];
+                if (cap > 0) score[j] = soft_cap(score[j], cap, inverse_cap);
+                if (bias != nullptr) score[j] += bias[key0 + key] * kLog2E;
+                peak = fmaxf(peak, score[j]);
+            }
+            peak = warp_max(peak);
+            const float base = base_of(peak), keep = exp2_fast(top[i] - base);
+            float sum = 0;
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const int key = lane + 32 * j;
+                float weight = exp2_fast(score[j] - base);
+                sum += weight;
+                if constexpr (Source::kScaled)  // a key outside has perhaps no scale yet
+                    weight =
+                        key < visible || key >= hidden ? 0.0f : weight * a.v.scales[kv_head * a.v.scale_stride + row + key];
+                weights[buffer][r][key] = weight;
+            }
+            total[i] = total[i] * keep + warp_sum(sum);
+            top[i] = peak;
+            if (lane == 0) shrink[buffer][r] = keep;
+        }
+        __syncthreads();
+
+#pragma unroll
+        for (int r = 0; r < kQueries; ++r) {
+            const float keep = shrink[buffer][r];
+            if (keep != 1)
+#pragma unroll
+                for (int e = 0; e < 8; ++e) sums[r][e] *= keep;
+        }
+#pragma unroll 1
+        for (int step = 0; step < kSteps; step += kBatch) {
+            if (step > 0) fetch(v_base, v_bytes, step);
+#pragma unroll
+            for (int i = 0; i < kBatch; i += 4) {
+                float v[4][8];
+#pragma unroll
+                for (int j = 0; j < 4; ++j) Source::unpack(raw[i + j], v[j]);
+#pragma unroll
+                for (int r = 0; r < kQueries; ++r) {
+                    const float4 w = *reinterpret_cast<const float4*>(&weights[buffer][r][mine + step + i]);
+#pragma unroll
+                    for (int e = 0; e < 8; ++e)
+                        sums[r][e] =
+                            fmaf(w.w, v[3][e], fmaf(w.z, v[2][e], fmaf(w.y, v[1][e], fmaf(w.x, v[0][e], sums[r][e]))));
+                }
+            }
+        }
+    }
+
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+        const int r = warp + kDecodeWarps * i;
+        if (r < kQueries && lane == 0) state[r][0] = top[i], state[r][1] = total[i];
+    }
+    const int width = padded_width(a.head_dim);
+#pragma unroll
+    for (int r = 0; r < kQueries; ++r) {
+#pragma unroll
+        for (int bits = kLanes; bits < 32; bits *= 2)
+#pragma unroll
+            for (int e = 0; e < 8; ++e) sums[r][e] += __shfl_xor_sync(0xffffffffu, sums[r][e], bits);
+        if (group == 0) {
+            float* to = &merged[r & 1][warp][4 * part];
+            *reinterpret_cast<float4*>(to) = make_float4(sums[r][0], sums[r][1], sums[r][2], sums[r][3]);
+            *reinterpret_cast<float4*>(to + 4 * kLanes) = make_float4(sums[r][4], sums[r][5], sums[r][6], sums[r][7]);
+        }
+        __syncthreads();
+        if (first + r > last) continue;
+        const int64_t out_row = s.first_row + (first + r) / heads_per_kv;
+        const int head = kv_head * heads_per_kv + (first + r) % heads_per_kv;
+        float* const partial =
+            a.splits == 1 ? nullptr : a.partials + ((out_row * a.heads + head) * a.splits + split) * (width + 2);
+        const float inverse = state[r][1] == 0 ? 0.0f : 1.0f / state[r][1];  // no key: zeros
+        for (int slot = thread; slot < kSlots; slot += kDecodeThreads) {
+            float sum = 0;
+#pragma unroll
+            for (int w = 0; w < kDecodeWarps; ++w) sum += merged[r & 1][w][slot];
+            const int column = Source::offset(slot / (4 * kLanes), kLanes, slot % (4 * kLanes) / 4) + slot % 4;
+            if (column >= a.head_dim) continue;
+            if (partial == nullptr)
+                a.out[out_row * a.out_stride + head * a.head_dim + column] = sum * inverse;
+            else
+                partial[column] = sum;
+        }
+        if (partial != nullptr && thread < 2) partial[width + thread] = state[r][thread];
+    }
+}
+
+/// The splits of a row and head, in order. grid: heads, queries, sequences.
+__global__ void __launch_bounds__(kDecodeThreads) merge_kernel(const Attention a) {
+    HB_SHARED_ARRAY(float, factors, [kAttentionSplits]);
+    HB_SHARED_ARRAY(float, all, [1]);
+    const int thread = threadIdx.x, head = blockIdx.x, query = blockIdx.y;
+    const AttentionSequence s = a.sequences[blockIdx.z];
+    if (s.rows > kDecodeRows || query >= s.rows) return;
+    const int width = padded_width(a.head_dim);
+    const int64_t row = s.first_row + query;
+    const float* const partials = a.partials + (row * a.heads + head) * a.splits * (width + 2);
+    if (thread < 32) {
+        float peaks[2], totals[2];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            const int split = thread + 32 * j;
+            peaks[j] = split < a.splits ? partials[split * (width + 2) + width] : -INFINITY;
+            totals[j] = split < a.splits ? partials[split * (width + 2) + width + 1] : 0.0f;
+        }
+        const float base = base_of(warp_max(fmaxf(peaks[0], peaks[1])));
+        float sum = 0;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            const float factor = exp2_fast(peaks[j] - base);
+            if (thread + 32 * j < a.splits) factors[thread + 32 * j] = factor;
+            sum += totals[j] * factor;
+        }
+        sum = warp_sum(sum);
+        if (thread == 0) all[0] = sum == 0 ? 0.0f : 1.0f / sum;
+    }
+    __syncthreads();
+    for (int column = thread; column < a.head_dim; column += kDecodeThreads) {
+        float sum = 0;
+#pragma unroll 4
+        for (int split = 0; split < a.splits; ++split)
+            sum = fmaf(partials[split * (width + 2) + column], factors[split], sum);
+        a.out[row * a.out_stride + head * a.head_dim + column] = sum * all[0];
+    }
+}
+
+}  // namespace halfbyte::cuda::attention
