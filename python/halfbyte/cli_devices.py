@@ -29,8 +29,10 @@ def find_device(name: str) -> dict[str, Any]:
 
 
 def placement(checkpoint: _core.Checkpoint, name: str, limit: int | None) -> dict[str, Any]:
-    """Where the weights of a model would lie: on the device up to `limit` bytes (what is free, less the reserve, where it is
-    None and there is such a device), those behind in host memory, from where each use streams them.
+    """Where the weights of a model would lie.
+
+    On the device up to `limit` bytes (None: what is free, less the reserve, where there is such a device), those behind
+    in host memory, from where each use streams them.
 
     Returns device, description, available, limit (0: not known, all are reckoned to fit), device_bytes, host_bytes,
     host_layers (numbers of the layers that have weights in host memory), host_others (names beside the layers).

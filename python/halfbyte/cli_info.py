@@ -56,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", action="store_true", help="list the devices of this machine, and no model")
     parser.add_argument("--device", metavar="NAME", help="cuda, cuda:1, ...: what of the model would lie in its memory")
     parser.add_argument(
-        "--device-memory", type=byte_count, metavar="SIZE", help="what weights may take of it, as 6G (default: what is free)"
+        "--device-memory",
+        type=byte_count,
+        metavar="SIZE",
+        help="what weights may take of it, as 6G (default: what is free)",
     )
     parser.set_defaults(run=run)
 

@@ -60,8 +60,8 @@ def load(
             weights.
         kv_cache: what a generation keeps of the tokens it has read: "f16", "bf16", "f32", or "int8", which rounds keys
             and values to 8 bits with one scale for each head and token. None: "f16"; "f32" with precision "float32".
-        device_memory: bytes that weights may take of a GPU's memory; those beyond stay in the host's, layer by layer, and
-            are streamed. None: what is free, less a reserve for caches.
+        device_memory: bytes that weights may take of a GPU's memory; those beyond stay in the host's, layer by layer,
+            and are streamed. None: what is free, less a reserve for caches.
         progress: called with 0..1 while loading, from this thread; an exception in it stops the loading.
 
     Raises:

@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def emulated() -> str:
-    """The path of the emulated plugin. An error where it could be there and isn't; skipped where there is no CUDA toolkit."""
+    """The path of the emulated plugin. An error where it could be there and isn't; skipped without a CUDA toolkit."""
     path = os.environ.get("HALFBYTE_CUDA_LIBRARY", "")
     if path and Path(path).exists():
         return path

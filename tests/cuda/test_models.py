@@ -1,7 +1,7 @@
-"""Whole models on the CUDA device, its kernels run by the emulator: against transformers in float64, and token for token.
+"""Whole models on the CUDA device, emulated: against transformers in float64, and token for token against the CPU.
 
-The bounds are those of every device (oracle/reference.py): precision "float32" at most twice the error of transformers in
-float32, "high" at most that of transformers in bfloat16.
+The bounds are those of every device (oracle/reference.py): precision "float32" at most twice the error of transformers
+in float32, "high" at most that of transformers in bfloat16.
 """
 
 from __future__ import annotations
@@ -65,12 +65,17 @@ def test_numbers(name: str, precision: str, on_cuda: Engines, references: Refere
 
 @pytest.mark.parametrize("name", ["llama/nf4-dq", "gpt2/nf4-dq", "mistral/nf4", "llama_blocks/Q4_1.gguf"])
 def test_generation(name: str, engines: Engines, on_cuda: Engines) -> None:
-    """Token for token what the CPU writes, greedily and drawn: the prompt is read in one go, then a step each, most of them as a
-    graph."""
+    """Token for token what the CPU writes, greedily and drawn; most steps run as a graph."""
     prompt = random_ids(19, 7)
     cpu, cuda = engines.get(name, "float32"), on_cuda.get(name, "float32", device="cuda")
-    for options in ({}, {"temperature": 0.9, "top_k": 20, "top_p": 0.95, "seed": 3}, {"temperature": 1.1, "min_p": 0.02, "seed": 4}):
-        assert cuda.generate_tokens(prompt, max_tokens=20, **options) == cpu.generate_tokens(prompt, max_tokens=20, **options)
+    for options in (
+        {},
+        {"temperature": 0.9, "top_k": 20, "top_p": 0.95, "seed": 3},
+        {"temperature": 1.1, "min_p": 0.02, "seed": 4},
+    ):
+        assert cuda.generate_tokens(prompt, max_tokens=20, **options) == cpu.generate_tokens(
+            prompt, max_tokens=20, **options
+        )
 
 
 def test_generation_with_penalties(engines: Engines, on_cuda: Engines) -> None:
@@ -95,7 +100,12 @@ def test_caches(cache: str, zoo: Zoo) -> None:
 
 @pytest.mark.parametrize(
     ("name", "adapter"),
-    [("llama/nf4-dq", "llama-all"), ("llama/nf4", "llama-patterns"), ("gpt2/fp4-dq", "gpt2-all"), ("bert/nf4-dq", "bert-all")],
+    [
+        ("llama/nf4-dq", "llama-all"),
+        ("llama/nf4", "llama-patterns"),
+        ("gpt2/fp4-dq", "gpt2-all"),
+        ("bert/nf4-dq", "bert-all"),
+    ],
 )
 @pytest.mark.parametrize("precision", ["float32", "high"])
 def test_adapters(
