@@ -55,11 +55,6 @@ __device__ __forceinline__ float soft_cap(float score, float cap, float inverse)
 /// leaves no trace in a maximum, but in the weights.
 __device__ __forceinline__ float base_of(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
 
-/// Byte i (a constant) of a word, signed: put below 2^23 as the last bits of a fraction, which is quicker than a conversion.
-__device__ __forceinline__ float signed_byte(uint32_t word, int i) {
-    return __uint_as_float(__byte_perm(word ^ 0x80808080u, 0x4b000000u, 0x7650u + uint32_t(i))) - 8388736.0f;
-}
-
 __device__ __forceinline__ float warp_max(float value) {
 #pragma unroll
     for (int bits = 16; bits > 0; bits /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, bits));

@@ -24,6 +24,10 @@ cudaError_t run(const StoreKv& command, cudaStream_t stream);         // store_k
 cudaError_t run(const Adapt& command, cudaStream_t stream);           // adapters.cu
 cudaError_t run(const Sample& command, cudaStream_t stream);          // sample.cu
 
+/// Multiprocessors of the device that is open: how many blocks are enough to fill it. launchers.cu
+int multiprocessors();
+void set_multiprocessors(int count);
+
 /// Bytes that Sample::scratch needs.
 size_t sample_scratch_bytes(int32_t count, int32_t vocab);
 
