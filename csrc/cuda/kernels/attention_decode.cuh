@@ -14,7 +14,7 @@ constexpr int kWarpKeys = kTileKeys / kDecodeWarps;
 
 /// How a lane loads 8 elements of a row that kLanes lanes share: two halves of four, which begin at offset(half, kLanes, part). All
 /// loads of a warp are whole sectors.
-struct DecodeF16 {
+struct Decode16 {  // f16 and bf16
     using Raw = uint4;
     static constexpr int kBytes = 2, kLoads = 1;  // of an element; of a lane
     static constexpr bool kScaled = false;
@@ -22,21 +22,25 @@ struct DecodeF16 {
     static __device__ __forceinline__ Raw load(const char* row, const int (&at)[2]) {
         return __ldg(reinterpret_cast<const uint4*>(row + at[0]));
     }
-    static __device__ __forceinline__ void unpack(const Raw& raw, float (&out)[8]) {
-        const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+    static __device__ __forceinline__ void unpack(const Raw (&raw)[4], Element element, float (&out)[4][8]) {
+        if (element == Element::bf16) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const float2 two = __half22float2(reinterpret_cast<const __half2&>(words[i]));
-            out[2 * i] = two.x, out[2 * i + 1] = two.y;
+            for (int i = 0; i < 16; ++i) {
+                const uint32_t word = word_of(raw[i / 4], i % 4);
+                out[i / 4][2 * (i % 4)] = __uint_as_float(word << 16);
+                out[i / 4][2 * (i % 4) + 1] = __uint_as_float(word & 0xffff0000u);
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const uint32_t word = word_of(raw[i / 4], i % 4);
+                const float2 two = __half22float2(reinterpret_cast<const __half2&>(word));
+                out[i / 4][2 * (i % 4)] = two.x, out[i / 4][2 * (i % 4) + 1] = two.y;
+            }
         }
     }
-};
-struct DecodeBf16 : DecodeF16 {
-    static __device__ __forceinline__ void unpack(const Raw& raw, float (&out)[8]) {
-        const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-            out[2 * i] = __uint_as_float(words[i] << 16), out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    static __device__ __forceinline__ uint32_t word_of(const uint4& raw, int i) {
+        return i == 0 ? raw.x : i == 1 ? raw.y : i == 2 ? raw.z : raw.w;
     }
 };
 struct DecodeI8 {
@@ -47,9 +51,9 @@ struct DecodeI8 {
     static __device__ __forceinline__ Raw load(const char* row, const int (&at)[2]) {
         return __ldg(reinterpret_cast<const uint2*>(row + at[0]));
     }
-    static __device__ __forceinline__ void unpack(const Raw& raw, float (&out)[8]) {
+    static __device__ __forceinline__ void unpack(const Raw (&raw)[4], Element, float (&out)[4][8]) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) out[i] = signed_byte(i < 4 ? raw.x : raw.y, i % 4);
+        for (int i = 0; i < 32; ++i) out[i / 8][i % 8] = signed_byte(i % 8 < 4 ? raw[i / 8].x : raw[i / 8].y, i % 4);
     }
 };
 struct DecodeF32 {
@@ -62,11 +66,13 @@ struct DecodeF32 {
     static __device__ __forceinline__ Raw load(const char* row, const int (&at)[2]) {
         return {{__ldg(reinterpret_cast<const float4*>(row + at[0])), __ldg(reinterpret_cast<const float4*>(row + at[1]))}};
     }
-    static __device__ __forceinline__ void unpack(const Raw& raw, float (&out)[8]) {
+    static __device__ __forceinline__ void unpack(const Raw (&raw)[4], Element, float (&out)[4][8]) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-            out[4 * i] = raw.half[i].x, out[4 * i + 1] = raw.half[i].y, out[4 * i + 2] = raw.half[i].z,
-                    out[4 * i + 3] = raw.half[i].w;
+        for (int i = 0; i < 8; ++i) {
+            const float4& x = raw[i / 2].half[i % 2];
+            float* to = &out[i / 2][i % 2 * 4];
+            to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
+        }
     }
 };
 
@@ -88,7 +94,7 @@ __device__ __forceinline__ float sum_of_four(const float (&v)[4], int part) {
 /// kLanes * 8 >= head_dim lanes share a row. Pair r of a block is query (first + r) / heads_per_kv of the sequence, head
 /// (first + r) % heads_per_kv of the group. grid: chunks of kQueries pairs and key heads, splits, sequences.
 template <class Source, int kLanes, int kQueries>
-__global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 || Source::kBytes == 4 ? 3 : 4) decode_kernel(const Attention a, const int chunks) {
+__global__ void __launch_bounds__(kDecodeThreads, kQueries == 1 ? 4 : 3) decode_kernel(const Attention a, const int chunks) {
     constexpr int kGroups = 32 / kLanes, kSteps = kWarpKeys / kGroups;  // keys that a warp loads at once; its loads
     constexpr int kOwn = (kQueries + kDecodeWarps - 1) / kDecodeWarps;  // pairs whose softmax a warp does
     constexpr int kSlots = 8 * kLanes;
@@ -157,8 +163,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 || Source::kByte
 #pragma unroll 1
         for (int step = 0; step < kSteps; step += 4) {
             float k[4][8];
-#pragma unroll
-            for (int j = 0; j < 4; ++j) Source::unpack(raw[j], k[j]);
+            Source::unpack(raw, a.k.element, k);
             fetch(step + 4 < kSteps, tile, row, step + 4 < kSteps ? step + 4 : 0);
 #pragma unroll
             for (int r = 0; r < kQueries; ++r) {
@@ -226,8 +231,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 || Source::kByte
 #pragma unroll 1
         for (int step = 0; step < kSteps; step += 4) {
             float v[4][8];
-#pragma unroll
-            for (int j = 0; j < 4; ++j) Source::unpack(raw[j], v[j]);
+            Source::unpack(raw, a.k.element, v);
             const bool more = step + 4 < kSteps;
             if (more || tile + 1 < end) fetch(!more, more ? tile : tile + 1, more ? row : next_row, more ? step + 4 : 0);
 #pragma unroll
