@@ -1,8 +1,9 @@
 // Attention of a few queries against a cache, float32 arithmetic: bound by the bytes of keys and values, each read once for up to 8
 // (query, head) pairs that share a key head. A block takes a share of the keys (Flash-Decoding), in tiles of 64: each of 4 warps
 // the scores of its 16 keys, one warp a query's online softmax, then each warp the values of its 16 keys; two barriers a tile.
-// With 8 pairs of a head of 128 in f16, a tile of 16 KiB of keys and values costs a warp about 2,000 instructions, half of them
-// multiplications: at 4 instructions a cycle and 2 to 4 blocks a multiprocessor still below the time that memory takes for it.
+// 8 pairs of a head of 128 cost a warp about 2,400 instructions a tile (40 % of them multiplications), a multiprocessor 2,400 cycles
+// in which memory brings the 32 KiB of an f16 tile on an A100 or H100: both are then equally busy. With 4 pairs it is 1,500 and memory
+// alone bounds. At 12 warps a multiprocessor, 24 KiB are on their way at any time.
 #pragma once
 
 #include "cuda/kernels/attention.cuh"
@@ -159,6 +160,15 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 1 ? 4 : 3) decode_
 #pragma unroll 1
     for (int tile = begin; tile < end; ++tile) {
         const int key0 = tile * kTileKeys, buffer = tile & 1;
+        float k_scales[2] = {},
+              v_scales[2] = {};  // of the keys whose softmax this lane does; as fetch(), of keys that are there
+        if constexpr (Source::kScaled)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const int64_t key = row + min(max(lane + 32 * j, low - key0), min(high - key0, kTileKeys) - 1);
+                k_scales[j] = __ldg(a.k.scales + kv_head * a.k.scale_stride + key);
+                v_scales[j] = __ldg(a.v.scales + kv_head * a.v.scale_stride + key);
+            }
         if (tile + 1 < end) next_row = first_row(a, s, sequence, tile + 1);  // early: loads depend on it
 #pragma unroll 1
         for (int step = 0; step < kSteps; step += 4) {
@@ -197,7 +207,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 1 ? 4 : 3) decode_
                 score[j] = -INFINITY;
                 if (key < visible || key >= hidden) continue;
                 score[j] = weights[buffer][r][key];
-                if constexpr (Source::kScaled) score[j] *= a.k.scales[kv_head * a.k.scale_stride + row + key];
+                if constexpr (Source::kScaled) score[j] *= k_scales[j];
                 if (a.softcap > 0) score[j] = soft_cap(score[j], a.softcap * kLog2E, __fdividef(1.0f, a.softcap * kLog2E));
                 if (bias != nullptr) score[j] += bias[key0 + key] * kLog2E;
                 peak = fmaxf(peak, score[j]);
@@ -210,9 +220,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 1 ? 4 : 3) decode_
                 const int key = lane + 32 * j;
                 float weight = exp2_fast(score[j] - base);
                 sum += weight;
-                if constexpr (Source::kScaled)  // a key outside has perhaps no scale yet
-                    weight =
-                        key < visible || key >= hidden ? 0.0f : weight * a.v.scales[kv_head * a.v.scale_stride + row + key];
+                if constexpr (Source::kScaled) weight *= v_scales[j];
                 weights[buffer][r][key] = weight;
             }
             total[i] = total[i] * keep + warp_sum(sum);
