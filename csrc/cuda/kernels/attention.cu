@@ -22,14 +22,16 @@ cudaError_t run(const Attention& a, cudaStream_t stream) {
     if (!is_consistent(a)) return cudaErrorInvalidValue;
     if (a.count == 0 || a.max_rows == 0) return cudaSuccess;
     const bool small_heads = a.head_dim <= kMaxHeadDim;
-    const bool decodes =
-        small_heads && (a.k.element != Element::f32 || (loads_vectors(a.k, a.head_dim) && loads_vectors(a.v, a.head_dim)));
+    const bool vectors = a.k.element != Element::f32 || (loads_vectors(a.k, a.head_dim) && loads_vectors(a.v, a.head_dim));
+    const bool decodes = small_heads && vectors;
+    const bool prefills = decodes && a.exact == 0 && a.head_dim % 4 == 0 && a.q_stride % 4 == 0 && a.out_stride % 2 == 0 &&
+                          reinterpret_cast<uintptr_t>(a.q) % 16 == 0 && reinterpret_cast<uintptr_t>(a.out) % 8 == 0;
     if (decodes && a.max_rows <= kDecodeRows) return decode(a, stream);
     const bool mixed = decodes && a.count > 1;
     if (mixed)
         if (const cudaError_t error = decode(a, stream); error != cudaSuccess) return error;
     const int32_t min_rows = mixed ? kDecodeRows + 1 : 0;
-    return a.exact != 0 || !small_heads ? exact(a, min_rows, stream) : prefill(a, min_rows, 0, stream);
+    return prefills ? prefill(a, min_rows, 0, stream) : exact(a, min_rows, stream);
 }
 
 }  // namespace halfbyte::cuda

@@ -24,7 +24,7 @@ __host__ __device__ constexpr int padded_width(int head_dim) { return (head_dim 
 /// Four floats of a row of f32 can be loaded at once, wherever the row begins.
 inline bool loads_vectors(const KvSource& source, int head_dim) {
     return reinterpret_cast<uintptr_t>(source.data) % 16 == 0 && source.head_stride % 4 == 0 && source.row_stride % 4 == 0 &&
-           head_dim % 4 == 0;
+           source.row_stride < (int64_t(1) << 28) && head_dim % 4 == 0;
 }
 
 /// Query i of a sequence sees keys first_key .. last_key - 1.

@@ -21,10 +21,14 @@ cudaError_t decode_as(const Attention& a, cudaStream_t stream) {
 
 template <class Source, int kLanes>
 cudaError_t decode_queries(const Attention& a, cudaStream_t stream) {
-    const int pairs = std::min<int>(a.max_rows, kDecodeRows) * (a.heads / a.kv_heads);
-    if (pairs == 1) return decode_as<Source, kLanes, 1>(a, stream);
-    if (pairs <= 4) return decode_as<Source, kLanes, 4>(a, stream);
-    return decode_as<Source, kLanes, 8>(a, stream);
+    if constexpr (Source::kBytes == 4) {  // for exactness: fewer kernels
+        return decode_as<Source, kLanes, 4>(a, stream);
+    } else {
+        const int pairs = std::min<int>(a.max_rows, kDecodeRows) * (a.heads / a.kv_heads);
+        if (pairs == 1) return decode_as<Source, kLanes, 1>(a, stream);
+        if (pairs <= 4) return decode_as<Source, kLanes, 4>(a, stream);
+        return decode_as<Source, kLanes, 8>(a, stream);
+    }
 }
 
 template <class Source>

@@ -12,17 +12,16 @@ namespace halfbyte::cuda::attention {
 constexpr int kDecodeThreads = 128, kDecodeWarps = kDecodeThreads / 32;
 constexpr int kWarpKeys = kTileKeys / kDecodeWarps;
 
-/// How a lane loads 8 elements of a row that kLanes lanes share: two halves of four, which begin at offset(half, kLanes, part).
-/// All loads of a warp are whole sectors. `limit`: elements from there on are zero and not read; a multiple of 4, of 16 but for f32.
+/// How a lane loads 8 elements of a row that kLanes lanes share: two halves of four, which begin at offset(half, kLanes, part). All
+/// loads of a warp are whole sectors.
 struct DecodeF16 {
     using Raw = uint4;
-    static constexpr int kBytes = 2, kBatch = 8;
+    static constexpr int kBytes = 2, kLoads = 1;  // of an element; of a lane
     static constexpr bool kScaled = false;
     static __device__ __forceinline__ int offset(int half, int, int part) { return 8 * part + 4 * half; }
-    static __device__ __forceinline__ Raw load(const char* row, int, int part, int limit) {
-        return 8 * part < limit ? __ldg(reinterpret_cast<const uint4*>(row) + part) : make_uint4(0, 0, 0, 0);
+    static __device__ __forceinline__ Raw load(const char* row, const int (&at)[2]) {
+        return __ldg(reinterpret_cast<const uint4*>(row + at[0]));
     }
-    static __device__ __forceinline__ Raw zero() { return make_uint4(0, 0, 0, 0); }
     static __device__ __forceinline__ void unpack(const Raw& raw, float (&out)[8]) {
         const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
@@ -42,13 +41,12 @@ struct DecodeBf16 : DecodeF16 {
 };
 struct DecodeI8 {
     using Raw = uint2;
-    static constexpr int kBytes = 1, kBatch = 8;
+    static constexpr int kBytes = 1, kLoads = 1;
     static constexpr bool kScaled = true;
     static __device__ __forceinline__ int offset(int half, int, int part) { return 8 * part + 4 * half; }
-    static __device__ __forceinline__ Raw load(const char* row, int, int part, int limit) {
-        return 8 * part < limit ? __ldg(reinterpret_cast<const uint2*>(row) + part) : make_uint2(0, 0);
+    static __device__ __forceinline__ Raw load(const char* row, const int (&at)[2]) {
+        return __ldg(reinterpret_cast<const uint2*>(row + at[0]));
     }
-    static __device__ __forceinline__ Raw zero() { return make_uint2(0, 0); }
     static __device__ __forceinline__ void unpack(const Raw& raw, float (&out)[8]) {
 #pragma unroll
         for (int i = 0; i < 8; ++i) out[i] = signed_byte(i < 4 ? raw.x : raw.y, i % 4);
@@ -58,16 +56,12 @@ struct DecodeF32 {
     struct Raw {
         float4 half[2];
     };
-    static constexpr int kBytes = 4, kBatch = 4;
+    static constexpr int kBytes = 4, kLoads = 2;
     static constexpr bool kScaled = false;
     static __device__ __forceinline__ int offset(int half, int lanes, int part) { return 4 * (part + half * lanes); }
-    static __device__ __forceinline__ Raw load(const char* row, int lanes, int part, int limit) {
-        Raw raw = zero();
-        if (4 * part < limit) raw.half[0] = __ldg(reinterpret_cast<const float4*>(row) + part);
-        if (4 * (part + lanes) < limit) raw.half[1] = __ldg(reinterpret_cast<const float4*>(row) + part + lanes);
-        return raw;
+    static __device__ __forceinline__ Raw load(const char* row, const int (&at)[2]) {
+        return {{__ldg(reinterpret_cast<const float4*>(row + at[0])), __ldg(reinterpret_cast<const float4*>(row + at[1]))}};
     }
-    static __device__ __forceinline__ Raw zero() { return {{make_float4(0, 0, 0, 0), make_float4(0, 0, 0, 0)}}; }
     static __device__ __forceinline__ void unpack(const Raw& raw, float (&out)[8]) {
 #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -94,16 +88,15 @@ __device__ __forceinline__ float sum_of_four(const float (&v)[4], int part) {
 /// kLanes * 8 >= head_dim lanes share a row. Pair r of a block is query (first + r) / heads_per_kv of the sequence, head
 /// (first + r) % heads_per_kv of the group. grid: chunks of kQueries pairs and key heads, splits, sequences.
 template <class Source, int kLanes, int kQueries>
-__global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 ? 2 : 4) decode_kernel(const Attention a, const int chunks) {
+__global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 || Source::kBytes == 4 ? 3 : 4) decode_kernel(const Attention a, const int chunks) {
     constexpr int kGroups = 32 / kLanes, kSteps = kWarpKeys / kGroups;  // keys that a warp loads at once; its loads
-    constexpr int kBatch = kSteps < Source::kBatch ? kSteps : Source::kBatch;
     constexpr int kOwn = (kQueries + kDecodeWarps - 1) / kDecodeWarps;  // pairs whose softmax a warp does
     constexpr int kSlots = 8 * kLanes;
     HB_SHARED_ARRAY(float, queries, [kQueries][2][4 * kLanes]);
     HB_SHARED_ARRAY(float, weights, [2][kQueries][kTileKeys]);  // scores, then their weights
     HB_SHARED_ARRAY(float, shrink, [2][kQueries]);
-    HB_SHARED_ARRAY(float, state, [kQueries][2]);
-    HB_SHARED_ARRAY(float, merged, [2][kDecodeWarps][kSlots]);
+    HB_SHARED_ARRAY(float, state, [kQueries][2]);  // maximum and sum of weights, at the end
+    HB_SHARED_ARRAY(float, merged, [kDecodeWarps][kQueries][kSlots]);
 
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, part = lane % kLanes, group = lane / kLanes;
     const int kv_head = blockIdx.x / chunks, split = blockIdx.y, sequence = blockIdx.z;
@@ -115,9 +108,8 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 ? 2 : 4) decode_
     const int first_tile = low / kTileKeys, tiles = max(0, (high + kTileKeys - 1) / kTileKeys - first_tile);
     const int share = (tiles + a.splits - 1) / a.splits;
     const int begin = first_tile + min(tiles, split * share), end = first_tile + min(tiles, (split + 1) * share);
-    const int limit = Source::kBytes == 4 ? a.head_dim : padded_width(a.head_dim);
-    const float cap = a.softcap * kLog2E, inverse_cap = cap > 0 ? 1.0f / cap : 0.0f;
 
+#pragma unroll 1
     for (int i = thread; i < kQueries * kSlots; i += kDecodeThreads) {
         const int pair = first + i / kSlots, half = i % kSlots / (4 * kLanes), slot = i % (4 * kLanes);
         const int column = Source::offset(half, kLanes, slot / 4) + slot % 4;
@@ -135,50 +127,55 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 ? 2 : 4) decode_
     for (int i = 0; i < kOwn; ++i) top[i] = -INFINITY, total[i] = 0;
     const char* const k_base = static_cast<const char*>(a.k.data) + kv_head * a.k.head_stride * Source::kBytes;
     const char* const v_base = static_cast<const char*>(a.v.data) + kv_head * a.v.head_stride * Source::kBytes;
-    const int64_t k_bytes = a.k.row_stride * Source::kBytes, v_bytes = a.v.row_stride * Source::kBytes;
     const int mine = warp * kWarpKeys + group * kSteps;  // the first of this lane's keys in a tile
-    int64_t row0 = begin < end ? first_row(a, s, sequence, begin) : 0;
 
-    for (int tile = begin; tile < end; ++tile) {
-        const int key0 = tile * kTileKeys, from = max(low - key0, 0), to = min(high - key0, kTileKeys), buffer = tile & 1;
-        const int64_t row = row0;
-        if (tile + 1 < end) row0 = first_row(a, s, sequence, tile + 1);  // early: loads depend on it
-        typename Source::Raw raw[kBatch];
-        const auto fetch = [&](const char* base, int64_t bytes, int step) {
-            const char* rows = base + (row + mine + step) * bytes;
+    // Always four loads ahead: the next keys or values are on their way while these are multiplied. Lanes behind the end of a row and
+    // keys that no query sees load what is there in their stead: the one meets a query's zeros, the other a weight of zero.
+    const int loaded = Source::kBytes == 4 ? a.head_dim : padded_width(a.head_dim);
+    int at[2];
 #pragma unroll
-            for (int i = 0; i < kBatch; ++i) {
-                const int key = mine + step + i;
-                raw[i] = key >= from && key < to ? Source::load(rows + i * bytes, kLanes, part, limit) : Source::zero();
-            }
-        };
+    for (int i = 0; i < 2; ++i) at[i] = min(Source::offset(i, kLanes, part), loaded - 8 / Source::kLoads) * Source::kBytes;
+    typename Source::Raw raw[4];
+    const auto fetch = [&](bool is_keys, int tile, int64_t tile_row, int step) {
+        const int lowest = max(low - tile * kTileKeys, 0), highest = min(high - tile * kTileKeys, kTileKeys) - 1;
+        const int bytes = int(is_keys ? a.k.row_stride : a.v.row_stride) * Source::kBytes;
+        const char* rows = (is_keys ? k_base : v_base) + tile_row * bytes;
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            raw[i] = Source::load(rows + int64_t(min(max(mine + step + i, lowest), highest)) * bytes, at);
+    };
+    int64_t row = 0, next_row = 0;  // of a tile's first key
+    if (begin < end) {
+        row = first_row(a, s, sequence, begin);
+        fetch(true, begin, row, 0);
+    }
 
 #pragma unroll 1
-        for (int step = 0; step < kSteps; step += kBatch) {
-            fetch(k_base, k_bytes, step);
+    for (int tile = begin; tile < end; ++tile) {
+        const int key0 = tile * kTileKeys, buffer = tile & 1;
+        if (tile + 1 < end) next_row = first_row(a, s, sequence, tile + 1);  // early: loads depend on it
+#pragma unroll 1
+        for (int step = 0; step < kSteps; step += 4) {
+            float k[4][8];
 #pragma unroll
-            for (int i = 0; i < kBatch; i += 4) {
-                float k[4][8];
+            for (int j = 0; j < 4; ++j) Source::unpack(raw[j], k[j]);
+            fetch(step + 4 < kSteps, tile, row, step + 4 < kSteps ? step + 4 : 0);
 #pragma unroll
-                for (int j = 0; j < 4; ++j) Source::unpack(raw[i + j], k[j]);
+            for (int r = 0; r < kQueries; ++r) {
+                const float4 q0 = *reinterpret_cast<const float4*>(&queries[r][0][4 * part]);
+                const float4 q1 = *reinterpret_cast<const float4*>(&queries[r][1][4 * part]);
+                float dots[4];
 #pragma unroll
-                for (int r = 0; r < kQueries; ++r) {
-                    const float4 q0 = *reinterpret_cast<const float4*>(&queries[r][0][4 * part]);
-                    const float4 q1 = *reinterpret_cast<const float4*>(&queries[r][1][4 * part]);
-                    float dots[4];
-#pragma unroll
-                    for (int j = 0; j < 4; ++j) {
-                        float dot = q0.x * k[j][0];
-                        dot = fmaf(q0.y, k[j][1], dot), dot = fmaf(q0.z, k[j][2], dot), dot = fmaf(q0.w, k[j][3], dot);
-                        dot = fmaf(q1.x, k[j][4], dot), dot = fmaf(q1.y, k[j][5], dot);
-                        dots[j] = fmaf(q1.w, k[j][7], fmaf(q1.z, k[j][6], dot));
-                    }
-                    const float score = sum_of_four<kLanes>(dots, part);
-                    if (part % (kLanes / 4) == 0) weights[buffer][r][mine + step + i + part / (kLanes / 4)] = score;
+                for (int j = 0; j < 4; ++j) {
+                    float dot = q0.x * k[j][0];
+                    dot = fmaf(q0.y, k[j][1], dot), dot = fmaf(q0.z, k[j][2], dot), dot = fmaf(q0.w, k[j][3], dot);
+                    dot = fmaf(q1.x, k[j][4], dot), dot = fmaf(q1.y, k[j][5], dot);
+                    dots[j] = fmaf(q1.w, k[j][7], fmaf(q1.z, k[j][6], dot));
                 }
+                const float score = sum_of_four<kLanes>(dots, part);
+                if (part % (kLanes / 4) == 0) weights[buffer][r][mine + step + part / (kLanes / 4)] = score;
             }
         }
-        fetch(v_base, v_bytes, 0);  // on their way during the softmax
         __syncthreads();
 
 #pragma unroll
@@ -196,7 +193,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 ? 2 : 4) decode_
                 if (key < visible || key >= hidden) continue;
                 score[j] = weights[buffer][r][key];
                 if constexpr (Source::kScaled) score[j] *= a.k.scales[kv_head * a.k.scale_stride + row + key];
-                if (cap > 0) score[j] = soft_cap(score[j], cap, inverse_cap);
+                if (a.softcap > 0) score[j] = soft_cap(score[j], a.softcap * kLog2E, __fdividef(1.0f, a.softcap * kLog2E));
                 if (bias != nullptr) score[j] += bias[key0 + key] * kLog2E;
                 peak = fmaxf(peak, score[j]);
             }
@@ -227,23 +224,21 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 ? 2 : 4) decode_
                 for (int e = 0; e < 8; ++e) sums[r][e] *= keep;
         }
 #pragma unroll 1
-        for (int step = 0; step < kSteps; step += kBatch) {
-            if (step > 0) fetch(v_base, v_bytes, step);
+        for (int step = 0; step < kSteps; step += 4) {
+            float v[4][8];
 #pragma unroll
-            for (int i = 0; i < kBatch; i += 4) {
-                float v[4][8];
+            for (int j = 0; j < 4; ++j) Source::unpack(raw[j], v[j]);
+            const bool more = step + 4 < kSteps;
+            if (more || tile + 1 < end) fetch(!more, more ? tile : tile + 1, more ? row : next_row, more ? step + 4 : 0);
 #pragma unroll
-                for (int j = 0; j < 4; ++j) Source::unpack(raw[i + j], v[j]);
+            for (int r = 0; r < kQueries; ++r) {
+                const float4 w = *reinterpret_cast<const float4*>(&weights[buffer][r][mine + step]);
 #pragma unroll
-                for (int r = 0; r < kQueries; ++r) {
-                    const float4 w = *reinterpret_cast<const float4*>(&weights[buffer][r][mine + step + i]);
-#pragma unroll
-                    for (int e = 0; e < 8; ++e)
-                        sums[r][e] =
-                            fmaf(w.w, v[3][e], fmaf(w.z, v[2][e], fmaf(w.y, v[1][e], fmaf(w.x, v[0][e], sums[r][e]))));
-                }
+                for (int e = 0; e < 8; ++e)
+                    sums[r][e] = fmaf(w.w, v[3][e], fmaf(w.z, v[2][e], fmaf(w.y, v[1][e], fmaf(w.x, v[0][e], sums[r][e]))));
             }
         }
+        row = next_row;
     }
 
 #pragma unroll
@@ -251,7 +246,6 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 ? 2 : 4) decode_
         const int r = warp + kDecodeWarps * i;
         if (r < kQueries && lane == 0) state[r][0] = top[i], state[r][1] = total[i];
     }
-    const int width = padded_width(a.head_dim);
 #pragma unroll
     for (int r = 0; r < kQueries; ++r) {
 #pragma unroll
@@ -259,29 +253,31 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 ? 2 : 4) decode_
 #pragma unroll
             for (int e = 0; e < 8; ++e) sums[r][e] += __shfl_xor_sync(0xffffffffu, sums[r][e], bits);
         if (group == 0) {
-            float* to = &merged[r & 1][warp][4 * part];
+            float* to = &merged[warp][r][4 * part];
             *reinterpret_cast<float4*>(to) = make_float4(sums[r][0], sums[r][1], sums[r][2], sums[r][3]);
             *reinterpret_cast<float4*>(to + 4 * kLanes) = make_float4(sums[r][4], sums[r][5], sums[r][6], sums[r][7]);
         }
-        __syncthreads();
-        if (first + r > last) continue;
+    }
+    __syncthreads();
+    const int width = padded_width(a.head_dim);
+#pragma unroll 1
+    for (int i = thread; i < kQueries * kSlots; i += kDecodeThreads) {
+        const int r = i / kSlots, slot = i % kSlots;
+        const int column = Source::offset(slot / (4 * kLanes), kLanes, slot % (4 * kLanes) / 4) + slot % 4;
+        if (first + r > last || column >= a.head_dim) continue;
         const int64_t out_row = s.first_row + (first + r) / heads_per_kv;
         const int head = kv_head * heads_per_kv + (first + r) % heads_per_kv;
-        float* const partial =
-            a.splits == 1 ? nullptr : a.partials + ((out_row * a.heads + head) * a.splits + split) * (width + 2);
-        const float inverse = state[r][1] == 0 ? 0.0f : 1.0f / state[r][1];  // no key: zeros
-        for (int slot = thread; slot < kSlots; slot += kDecodeThreads) {
-            float sum = 0;
+        float sum = 0;
 #pragma unroll
-            for (int w = 0; w < kDecodeWarps; ++w) sum += merged[r & 1][w][slot];
-            const int column = Source::offset(slot / (4 * kLanes), kLanes, slot % (4 * kLanes) / 4) + slot % 4;
-            if (column >= a.head_dim) continue;
-            if (partial == nullptr)
-                a.out[out_row * a.out_stride + head * a.head_dim + column] = sum * inverse;
-            else
-                partial[column] = sum;
+        for (int w = 0; w < kDecodeWarps; ++w) sum += merged[w][r][slot];
+        if (a.splits == 1) {  // no key: zeros
+            a.out[out_row * a.out_stride + head * a.head_dim + column] =
+                state[r][1] == 0 ? 0.0f : __fdividef(sum, state[r][1]);
+            continue;
         }
-        if (partial != nullptr && thread < 2) partial[width + thread] = state[r][thread];
+        float* const partial = a.partials + ((out_row * a.heads + head) * a.splits + split) * (width + 2);
+        partial[column] = sum;
+        if (column == 0) partial[width] = state[r][0], partial[width + 1] = state[r][1];
     }
 }
 
