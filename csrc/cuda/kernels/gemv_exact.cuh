@@ -9,22 +9,40 @@ namespace halfbyte::cuda {
 /// that are being used, and the next).
 template <Format kFormat>
 constexpr int kExactRowTiles = Tile<kFormat>::kHasScales ? 2 : 1;
-template <Format kFormat>
-constexpr int kExactColTiles = kFormat == Format::codebook4 ? 2 : 1;
+template <Format kFormat, int kScales>
+constexpr int kExactColTiles = kFormat == Format::codebook4 && kScales == 1 ? 2 : 1;
 constexpr int kExactMaxWarps = 16;
 
 /// Column tiles whose x lies in shared memory at a time: 16 KB.
 template <int kRows>
 constexpr int kExactChunk = 64 / kRows;
 
+/// Levels for decode_codes(): level c of lane l is word 64 c + l. What lies between is not used: with 256 bytes to a level, a code in
+/// bits 8 to 11 of a word is an address as it stands.
+constexpr int kWideTableFloats = 16 * 64;
+__device__ __forceinline__ void fill_wide_table(float* table, const float* levels, int thread, int threads) {
+    for (int i = thread; i < 16 * 32; i += threads) table[i / 32 * 64 + i % 32] = __ldg(levels + i / 32);
+}
+
+/// The eight levels of a word of codes: 11 instructions of the integer units, half as fast as others, for the addresses.
+__device__ __forceinline__ void decode_codes(uint32_t word, const float* table, uint32_t lane_bytes, float (&level)[8]) {
+    const uint32_t high = word >> 16;
+    const uint32_t at[8] = {shift_by_product<8>(word), shift_by_product<4>(word), word, word >> 4,
+                            shift_by_product<8>(high), shift_by_product<4>(high), high, high >> 4};
+#pragma unroll
+    for (int e = 0; e < 8; ++e)
+        level[e] =
+            *reinterpret_cast<const float*>(reinterpret_cast<const char*>(table) + lop3<0xea>(at[e], 0xf00u, lane_bytes));
+}
+
 /// grid: [units, splits], block: 32 x warps. The warps of a block deal out the column tiles of its range among them.
 /// kScales: scales of a row in a tile: 1, 2 or 4; 0: none.
 template <Format kFormat, int kScales, int kRows>
 __global__ void __launch_bounds__(kExactMaxWarps * 32) gemv_exact_kernel(const __grid_constant__ Gemv command) {
-    constexpr int kR = kExactRowTiles<kFormat>, kU = kExactColTiles<kFormat>, kV = Tile<kFormat>::kVectors;
+    constexpr int kR = kExactRowTiles<kFormat>, kU = kExactColTiles<kFormat, kScales>, kV = Tile<kFormat>::kVectors;
     constexpr int kFeatures = kR * 16, kFetches = kScales == 0 ? 1 : kScales;
     HB_SHARED_ARRAY(float, xs, [kRows * kExactChunk<kRows> * kTileCols]);
-    HB_SHARED_ARRAY(float, table, [kTableFloats]);
+    HB_SHARED_ARRAY(float, table, [kWideTableFloats]);
     HB_SHARED_ARRAY(float, nested_table, [256]);
     HB_SHARED_ARRAY(float, sums, [kExactMaxWarps * kFeatures * kRows]);
     HB_SHARED_ARRAY(uint32_t, flag, [1]);
@@ -35,29 +53,20 @@ __global__ void __launch_bounds__(kExactMaxWarps * 32) gemv_exact_kernel(const _
     const int thread = int(threadIdx.x), threads = int(blockDim.x), warps = threads / 32;
     const int lane = thread % 32, warp = thread / 32;
 
+    const TileReader<kFormat, kR> reader(w, unit.first_row_tile, lane);
     uint4 next[kU][kR][kV];
     ScaleFetch next_scale[kU][kFetches];
-    const auto prefetch = [&](int first) {
+    const auto prefetch = [&](int tile, int u) {
+        if (tile >= unit.last_tile) return;
+        reader.load(tile, next[u]);
+        if constexpr (kScales > 0)
 #pragma unroll
-        for (int u = 0; u < kU; ++u) {
-            const int tile = first + u * warps;
-            if (tile >= unit.last_tile) break;
-#pragma unroll
-            for (int r = 0; r < kR; ++r)
-#pragma unroll
-                for (int v = 0; v < kV; ++v)
-                    next[u][r][v] =
-                        load_once(tile_vector<kFormat>(w, min(unit.first_row_tile + r, w.row_tiles - 1), tile, v, lane));
-            if constexpr (kScales > 0)  // lane l gets the scale of row l % 16 of row tile l / 16
-#pragma unroll
-                for (int i = 0; i < kScales; ++i)
-                    next_scale[u][i] =
-                        fetch_scale(w, unit.first_row_tile + lane / 16, lane % 16, step_block(w, tile, i * (4 / kScales)));
-        }
+            for (int i = 0; i < kScales; ++i) next_scale[u][i] = reader.fetch(tile, i * (4 / kScales));
     };
-    prefetch(unit.first_tile + warp);
+#pragma unroll
+    for (int u = 0; u < kU; ++u) prefetch(unit.first_tile + warp + u * warps, u);
 
-    if constexpr (kFormat == Format::codebook4) fill_table(table, w.levels, thread, threads);
+    if constexpr (kFormat == Format::codebook4) fill_wide_table(table, w.levels, thread, threads);
     if (kScales > 0 && w.nested_levels != nullptr)
         for (int i = thread; i < 256; i += threads) nested_table[i] = __ldg(w.nested_levels + i);
     const bool has_offsets = kScales > 0 && w.offsets != nullptr;
@@ -76,22 +85,19 @@ __global__ void __launch_bounds__(kExactMaxWarps * 32) gemv_exact_kernel(const _
             }
         __syncthreads();
         for (int first = chunk + warp; first < chunk_end; first += kU * warps) {
-            uint4 codes[kU][kR][kV];
-            ScaleFetch fetched[kU][kFetches];
-#pragma unroll
-            for (int u = 0; u < kU; ++u) {
-#pragma unroll
-                for (int r = 0; r < kR; ++r)
-#pragma unroll
-                    for (int v = 0; v < kV; ++v) codes[u][r][v] = next[u][r][v];
-#pragma unroll
-                for (int i = 0; i < kFetches; ++i) fetched[u][i] = next_scale[u][i];
-            }
-            prefetch(first + kU * warps);
 #pragma unroll
             for (int u = 0; u < kU; ++u) {
                 const int tile = first + u * warps;
                 if (tile >= chunk_end) break;
+                uint4 codes[kR][kV];
+                ScaleFetch fetched[kFetches];
+#pragma unroll
+                for (int r = 0; r < kR; ++r)
+#pragma unroll
+                    for (int v = 0; v < kV; ++v) codes[r][v] = next[u][r][v];
+#pragma unroll
+                for (int i = 0; i < kFetches; ++i) fetched[i] = next_scale[u][i];
+                prefetch(tile + kU * warps, u);
                 const float* x = xs + (tile - chunk) * kTileCols + lane % 4 * 4;
                 float block_sum[kR][2][kRows] = {}, x_sum[kRows] = {};
 #pragma unroll
@@ -115,7 +121,10 @@ __global__ void __launch_bounds__(kExactMaxWarps * 32) gemv_exact_kernel(const _
 #pragma unroll
                     for (int r = 0; r < kR; ++r) {
                         float level[8];
-                        decode_step<kFormat>(codes[u][r], step, table + lane, level);
+                        if constexpr (kFormat == Format::codebook4)
+                            decode_codes(vector_word(codes[r][0], step), table, unsigned(lane) * 4, level);
+                        else
+                            decode_step<kFormat>(codes[r], step, nullptr, level);
 #pragma unroll
                         for (int m = 0; m < kRows; ++m)
 #pragma unroll
@@ -134,7 +143,7 @@ __global__ void __launch_bounds__(kExactMaxWarps * 32) gemv_exact_kernel(const _
                                 sum[r][1][m] += block_sum[r][1][m];
                             }
                     } else {
-                        const float own = finish_scale(w, fetched[u][step / kSteps], nested_table);
+                        const float own = reader.scale(fetched[step / kSteps], nested_table);
 #pragma unroll
                         for (int r = 0; r < kR; ++r)
 #pragma unroll
@@ -145,7 +154,7 @@ __global__ void __launch_bounds__(kExactMaxWarps * 32) gemv_exact_kernel(const _
                                 for (int m = 0; m < kRows; ++m)
                                     sum[r][half][m] = fmaf(scale, block_sum[r][half][m], sum[r][half][m]);
                                 if (has_offsets) {
-                                    const float offset = __shfl_sync(0xffffffffu, fetched[u][step / kSteps].offset, source);
+                                    const float offset = __shfl_sync(0xffffffffu, fetched[step / kSteps].more, source);
 #pragma unroll
                                     for (int m = 0; m < kRows; ++m)
                                         sum[r][half][m] = fmaf(offset, x_sum[m], sum[r][half][m]);

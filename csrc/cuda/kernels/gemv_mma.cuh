@@ -8,8 +8,8 @@ namespace halfbyte::cuda {
 constexpr int kMmaWarps = 8;
 template <Format kFormat>
 constexpr int kMmaRowTiles = Tile<kFormat>::kHasScales ? 2 : 1;  ///< of a warp
-template <Format kFormat>
-constexpr int kMmaColTiles = kFormat == Format::codebook4 ? 2 : 1;  ///< at a time
+template <Format kFormat, int kScales>
+constexpr int kMmaColTiles = kFormat == Format::codebook4 && kScales == 1 ? 2 : 1;  ///< at a time
 template <int kGroups>
 constexpr int kMmaChunk = 16 / kGroups;  ///< column tiles whose x lies in shared memory: 32 KB
 
@@ -49,10 +49,11 @@ __device__ __forceinline__ void split_pair(float low, float high, uint32_t& roun
 /// kScales as in gemv_exact_kernel; kGroups: of eight rows of x.
 template <Format kFormat, int kScales, int kGroups>
 __global__ void __launch_bounds__(kMmaWarps * 32, 2) gemv_mma_kernel(const __grid_constant__ Gemv command) {
-    constexpr int kR = kMmaRowTiles<kFormat>, kU = kMmaColTiles<kFormat>, kV = Tile<kFormat>::kVectors;
+    constexpr int kR = kMmaRowTiles<kFormat>, kU = kMmaColTiles<kFormat, kScales>, kV = Tile<kFormat>::kVectors;
     constexpr int kThreads = kMmaWarps * 32, kFeatures = kMmaWarps * kR * 16, kFetches = kScales == 0 ? 1 : kScales;
     constexpr int kChunk = kMmaChunk<kGroups>;
     HB_DYNAMIC_SHARED(dynamic);
+    HB_SHARED_ARRAY(float, x_sums, [kChunk * 4 * kGroups * 8]);  // [step][row of x]: over 16 columns, for offsets
     HB_SHARED_ARRAY(float, nested_table, [256]);
     HB_SHARED_ARRAY(uint32_t, flag, [1]);
     auto* xs = reinterpret_cast<uint4*>(dynamic);  // [step][group][lane]: both B operands of a lane
@@ -62,28 +63,19 @@ __global__ void __launch_bounds__(kMmaWarps * 32, 2) gemv_mma_kernel(const __gri
     const LinearPart& part = command.part[unit.part];
     const TiledWeight& w = part.weight;
     const int thread = int(threadIdx.x), lane = thread % 32, warp = thread / 32;
-    const int row_tile = unit.first_row_tile + warp * kR;
 
+    const TileReader<kFormat, kR> reader(w, unit.first_row_tile + warp * kR, lane);
     uint4 next[kU][kR][kV];
     ScaleFetch next_scale[kU][kFetches];
-    const auto prefetch = [&](int first) {
+    const auto prefetch = [&](int tile, int u) {
+        if (tile >= unit.last_tile) return;
+        reader.load(tile, next[u]);
+        if constexpr (kScales > 0)
 #pragma unroll
-        for (int u = 0; u < kU; ++u) {
-            const int tile = first + u;
-            if (tile >= unit.last_tile) break;
-#pragma unroll
-            for (int r = 0; r < kR; ++r)
-#pragma unroll
-                for (int v = 0; v < kV; ++v)
-                    next[u][r][v] = load_once(tile_vector<kFormat>(w, min(row_tile + r, w.row_tiles - 1), tile, v, lane));
-            if constexpr (kScales > 0)  // lane l gets the scale of row l % 16 of row tile l / 16
-#pragma unroll
-                for (int i = 0; i < kScales; ++i)
-                    next_scale[u][i] =
-                        fetch_scale(w, row_tile + lane / 16, lane % 16, step_block(w, tile, i * (4 / kScales)));
-        }
+            for (int i = 0; i < kScales; ++i) next_scale[u][i] = reader.fetch(tile, i * (4 / kScales));
     };
-    prefetch(unit.first_tile);
+#pragma unroll
+    for (int u = 0; u < kU; ++u) prefetch(unit.first_tile + u, u);
 
     if constexpr (kFormat == Format::codebook4)
         for (int i = thread; i < kPairTableWords; i += kThreads)
@@ -109,26 +101,29 @@ __global__ void __launch_bounds__(kMmaWarps * 32, 2) gemv_mma_kernel(const __gri
             split_pair(four[0], four[1], both.x, both.z);
             split_pair(four[2], four[3], both.y, both.w);
             xs[i] = both;
+            if (has_offsets) {
+                float four_sum = (four[0] + four[1]) + (four[2] + four[3]);
+                four_sum += __shfl_xor_sync(0xffffffffu, four_sum, 1);
+                four_sum += __shfl_xor_sync(0xffffffffu, four_sum, 2);
+                if (i % 4 == 0) x_sums[i / 4] = four_sum;
+            }
         }
         __syncthreads();
         for (int first = chunk; first < chunk_end; first += kU) {
-            uint4 codes[kU][kR][kV];
-            ScaleFetch fetched[kU][kFetches];
-#pragma unroll
-            for (int u = 0; u < kU; ++u) {
-#pragma unroll
-                for (int r = 0; r < kR; ++r)
-#pragma unroll
-                    for (int v = 0; v < kV; ++v) codes[u][r][v] = next[u][r][v];
-#pragma unroll
-                for (int i = 0; i < kFetches; ++i) fetched[u][i] = next_scale[u][i];
-            }
-            prefetch(first + kU);
 #pragma unroll
             for (int u = 0; u < kU; ++u) {
                 const int tile = first + u;
                 if (tile >= chunk_end) break;
-                float block_sum[kR][kGroups][4] = {}, x_sum[kGroups][4] = {};
+                uint4 codes[kR][kV];
+                ScaleFetch fetched[kFetches];
+#pragma unroll
+                for (int r = 0; r < kR; ++r)
+#pragma unroll
+                    for (int v = 0; v < kV; ++v) codes[r][v] = next[u][r][v];
+#pragma unroll
+                for (int i = 0; i < kFetches; ++i) fetched[i] = next_scale[u][i];
+                prefetch(tile + kU, u);
+                float block_sum[kR][kGroups][4] = {};
 #pragma unroll
                 for (int step = 0; step < 4; ++step) {
                     constexpr int kSteps = kScales == 0 ? 4 : 4 / kScales;  // of a block within a tile
@@ -136,16 +131,14 @@ __global__ void __launch_bounds__(kMmaWarps * 32, 2) gemv_mma_kernel(const __gri
 #pragma unroll
                         for (int n = 0; n < kGroups; ++n)
 #pragma unroll
-                            for (int i = 0; i < 4; ++i) {
-                                x_sum[n][i] = 0.0f;
+                            for (int i = 0; i < 4; ++i)
 #pragma unroll
                                 for (int r = 0; r < kR; ++r) block_sum[r][n][i] = 0.0f;
-                            }
                     uint32_t a[kR][4];
 #pragma unroll
                     for (int r = 0; r < kR; ++r) {
                         uint32_t words[kStepWords<kFormat>];
-                        step_words<kFormat>(codes[u][r], step, words);
+                        step_words<kFormat>(codes[r], step, words);
                         decode_operand<kFormat>(words, pairs + lane, a[r]);
                     }
 #pragma unroll
@@ -158,31 +151,41 @@ __global__ void __launch_bounds__(kMmaWarps * 32, 2) gemv_mma_kernel(const __gri
                             mma_bf16(d, a[r], rest);
                             mma_bf16(d, a[r], rounded);
                         }
-                        if (has_offsets) {  // sums of x: products with ones
-                            const uint32_t ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
-                            mma_bf16(x_sum[n], ones, rest);
-                            mma_bf16(x_sum[n], ones, rounded);
-                        }
                     }
                     if constexpr (kScales > 0) {
                         if ((step + 1) % kSteps != 0) continue;
-                        const float own = finish_scale(w, fetched[u][step / kSteps], nested_table);
+                        const float own = reader.scale(fetched[step / kSteps], nested_table);
 #pragma unroll
                         for (int r = 0; r < kR; ++r)
 #pragma unroll
                             for (int half = 0; half < 2; ++half) {
-                                const int source = r * 16 + half * 8 + lane / 4;
-                                const float scale = __shfl_sync(0xffffffffu, own, source);
-                                const float offset =
-                                    has_offsets ? __shfl_sync(0xffffffffu, fetched[u][step / kSteps].offset, source) : 0.0f;
+                                const float scale = __shfl_sync(0xffffffffu, own, r * 16 + half * 8 + lane / 4);
 #pragma unroll
                                 for (int n = 0; n < kGroups; ++n)
 #pragma unroll
-                                    for (int i = 2 * half; i < 2 * half + 2; ++i) {
+                                    for (int i = 2 * half; i < 2 * half + 2; ++i)
                                         sum[r][n][i] = fmaf(scale, block_sum[r][n][i], sum[r][n][i]);
-                                        if (has_offsets) sum[r][n][i] = fmaf(offset, x_sum[n][i], sum[r][n][i]);
-                                    }
                             }
+                        if (!has_offsets) continue;
+#pragma unroll
+                        for (int n = 0; n < kGroups; ++n) {
+                            float2 x_sum{0.0f, 0.0f};
+#pragma unroll
+                            for (int s = step + 1 - kSteps; s <= step; ++s) {
+                                const float2 two = *reinterpret_cast<const float2*>(
+                                    x_sums + ((tile - chunk) * 4 + s) * kGroups * 8 + n * 8 + lane % 4 * 2);
+                                x_sum.x += two.x, x_sum.y += two.y;
+                            }
+#pragma unroll
+                            for (int r = 0; r < kR; ++r)
+#pragma unroll
+                                for (int half = 0; half < 2; ++half) {
+                                    const float offset =
+                                        __shfl_sync(0xffffffffu, fetched[step / kSteps].more, r * 16 + half * 8 + lane / 4);
+                                    sum[r][n][2 * half] = fmaf(offset, x_sum.x, sum[r][n][2 * half]);
+                                    sum[r][n][2 * half + 1] = fmaf(offset, x_sum.y, sum[r][n][2 * half + 1]);
+                                }
+                        }
                     }
                 }
             }

@@ -18,6 +18,8 @@ bool valid(const Gemv& command) {
     for (int i = 0; i < command.parts; ++i) {
         const TiledWeight& w = command.part[i].weight;
         if (w.rows < 1 || w.cols != command.part[0].weight.cols || w.cols < 1 || w.block_shift < 4) return false;
+        if (int64_t(w.row_tiles) * 16 * w.blocks > INT32_MAX) return false;
+        if (w.nested_levels != nullptr && w.offsets != nullptr) return false;
     }
     return true;
 }
