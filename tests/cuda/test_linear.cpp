@@ -103,7 +103,39 @@ void linear_f32(const std::string& name, const DeviceWeight& w, size_t rows, boo
            });
 }
 
+/// Room for split sums and the counters, which must be zero again afterwards.
+struct Splits {
+    DeviceArray<float> partials{size_t(kPartialFloats)};
+    DeviceArray<uint32_t> counters{std::vector<uint32_t>(kCounters)};
+};
+
+void gemv(const std::string& name, const std::vector<Product>& parts, size_t rows, size_t stride_extra, int processors,
+          Splits& splits) {
+    // float32: a product, a sum and the scale's for each column, sums over lanes, warps and splits, bias and y. Tensor cores: levels
+    // are rounded to bf16 but for those of bytes and of bf16 itself; x is two bf16, what they leave is less than 2^-17 of it.
+    const double cols = double(parts[0].weight->weight.cols);
+    Bound bound{0, 0, 2 * cols + 40};
+    if (rows > kGemvExactRows) {
+        const Format format = parts[0].weight->plan.format;
+        bound.x = 0x1p-17;
+        if (format != Format::int8 && format != Format::bf16) bound.weight = 0x1p-9;
+    }
+    multiprocessor_count() = processors;
+    linear("gemv " + name + " x " + std::to_string(rows) + ", " + std::to_string(processors) + " processors", parts, rows,
+           stride_extra, bound, [&](const float* x, int64_t stride, const std::vector<LinearPart>& linear_parts) {
+               Gemv command{};
+               command.x = x, command.x_stride = stride;
+               command.rows = int32_t(rows), command.parts = int32_t(linear_parts.size());
+               std::copy(linear_parts.begin(), linear_parts.end(), command.part);
+               command.partials = splits.partials.data, command.counters = splits.counters.data;
+               return run(command, nullptr);
+           });
+    for (const uint32_t counter : splits.counters.host())
+        if (counter != 0) return report("gemv " + name, "a counter was left behind");
+}
+
 void cases() {
+    Splits splits;
     struct Case {
         std::string name;
         Weight weight;
@@ -140,6 +172,24 @@ void cases() {
         ++turn;
         embed(c.name, w, turn % 2 == 0);
         linear_f32(c.name, w, turn % 4 == 0 ? 65 : size_t(turn % 5 + 1), turn % 2 == 0, turn % 3 == 0);
+        for (const size_t rows : {1, 2, 3, 16})
+            gemv(c.name, {{&w, turn % 2 == 0, turn % 3 == 0}}, rows, rows % 3, turn % 2 ? 132 : 1, splits);
+    }
+
+    // Several parts; splits; columns beyond what lies in shared memory at a time.
+    const DeviceWeight q(bnb4(nf4_storage(), 70, 2176, 64, 256)), k(bnb4(nf4_storage(), 20, 2176, 64, 0)),
+        v(bnb4(nf4_storage(), 16, 2176, 128, 64)), o(plain4(33, 2176, 32, true)), b(floats(DType::bf16, 1, 2176)),
+        i(int8(35, 2176, 64));
+    for (const size_t rows : {1, 2, 5, 8, 9, 15}) {
+        gemv("q, k, v", {{&q, true, false}, {&k, false, true}, {&v, true, true}}, rows, 1, 12, splits);
+        gemv("q, o, k, b", {{&q, true, false}, {&o, false, true}, {&k, true, true}, {&b, false, false}}, rows, 0, 132,
+             splits);
+        gemv("i", {{&i, true, false}}, rows, 2, 132, splits);
+    }
+    const DeviceWeight wide(bnb4(nf4_storage(), 17, 4288, 64, 128)), wide_int8(int8(18, 4192, 32));
+    for (const size_t rows : {1, 2, 4}) {
+        gemv("wide", {{&wide, false, false}}, rows, 0, 1, splits);
+        gemv("wide int8", {{&wide_int8, false, true}}, rows, 0, 2, splits);
     }
 }
 
