@@ -64,7 +64,10 @@ inline void report(const std::string& name, const std::string& problem) {
 
 inline void check(const std::string& name, cudaError_t error, const std::vector<float>& got,
                   const std::vector<Expected>& want) {
-    if (error != cudaSuccess) return report(name, cudaGetErrorString(error));
+    if (error != cudaSuccess) {
+        report(name, cudaGetErrorString(error));
+        return cudaemu::clear_fault();
+    }
     if (got.size() != want.size()) return report(name, "sizes differ");
     for (size_t i = 0; i < want.size(); ++i)
         if (!(std::abs(double(got[i]) - want[i].value) <= want[i].allowed)) {
@@ -80,6 +83,7 @@ inline void check(const std::string& name, cudaError_t error, const std::vector<
 template <class F>
 int run_all(int argc, char** argv, F cases) {
     int seeds = 1;
+    cudaemu::options.reuse_addresses = false;
     for (int i = 1; i < argc; ++i) {
         const std::string argument = argv[i];
         if (argument == "--order=reverse") cudaemu::options.order = cudaemu::Order::reverse;

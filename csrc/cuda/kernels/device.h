@@ -175,6 +175,13 @@ __device__ __forceinline__ uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
     asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(out) : "r"(a), "r"(b), "r"(c), "n"(kTable));
     return out;
 }
+// x << kBits where floating-point units multiply, not where shifts queue up; the compiler may not merge it with a shift before it.
+template <int kBits>
+__device__ __forceinline__ uint32_t shift_by_product(uint32_t x) {
+    uint32_t out;
+    asm("mul.lo.u32 %0, %1, %2;" : "=r"(out) : "r"(x), "n"(1 << kBits));
+    return out;
+}
 
 }  // namespace halfbyte::cuda
 
@@ -251,6 +258,10 @@ inline float tanh_fast(float x) { return std::tanh(x); }
 template <int kTable>
 uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
     return cudaemu::bit_logic(a, b, c, kTable);
+}
+template <int kBits>
+uint32_t shift_by_product(uint32_t x) {
+    return x << kBits;
 }
 
 }  // namespace halfbyte::cuda

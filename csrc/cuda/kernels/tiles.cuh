@@ -73,42 +73,82 @@ __device__ __forceinline__ uint32_t vector_word(const uint4& v, int i) {
     return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
-/// The eight levels (float formats: the values) of a lane in columns 16 step .. 16 step + 15 of its tile: element 4 h + i is
-/// row lane / 4 + 8 h, column 16 step + {0, 1, 8, 9}[i] + 2 (lane % 4). `step` is a constant once loops are unrolled.
-/// lane_table: table + lane, codebook4 alone looks at it.
+/// Words of a step: what decode_words() takes.
 template <Format kFormat>
-__device__ __forceinline__ void decode_step(const uint4 (&codes)[Tile<kFormat>::kVectors], int step, const float* lane_table,
-                                            float (&level)[8]) {
-    if constexpr (kFormat == Format::codebook4) {
-        const uint32_t word = vector_word(codes[0], step);
+constexpr int kStepWords = kFormat == Format::f32 ? 8 : Tile<kFormat>::kVectors;
+
+/// Out of a tile's vectors; `step` must be a constant once loops are unrolled.
+template <Format kFormat>
+__device__ __forceinline__ void step_words(const uint4 (&codes)[Tile<kFormat>::kVectors], int step,
+                                           uint32_t (&words)[kStepWords<kFormat>]) {
 #pragma unroll
-        for (int e = 0; e < 8; ++e) level[e] = lane_table[(word >> 4 * e & 15) * 32];
+    for (int i = 0; i < kStepWords<kFormat>; ++i) {
+        const int at = step * kStepWords<kFormat> + i;
+        words[i] = vector_word(codes[at / 4], at % 4);
+    }
+}
+
+/// The same straight from memory, for kernels that deal out single steps.
+template <Format kFormat>
+__device__ __forceinline__ void load_step(const TiledWeight& w, int row_tile, int col_tile, int step, int lane,
+                                          uint32_t (&words)[kStepWords<kFormat>]) {
+    constexpr int kWords = kStepWords<kFormat>;
+    if constexpr (kWords == 1) {
+        words[0] = __ldg(reinterpret_cast<const uint32_t*>(tile_vector<kFormat>(w, row_tile, col_tile, 0, lane)) + step);
+    } else if constexpr (kWords == 2) {
+        const auto* vector = reinterpret_cast<const uint2*>(tile_vector<kFormat>(w, row_tile, col_tile, step / 2, lane));
+        const uint2 two = __ldg(vector + step % 2);
+        words[0] = two.x;
+        words[1] = two.y;
+    } else {
+#pragma unroll
+        for (int v = 0; v < kWords / 4; ++v) {
+            const uint4 four = __ldg(tile_vector<kFormat>(w, row_tile, col_tile, step * (kWords / 4) + v, lane));
+#pragma unroll
+            for (int i = 0; i < 4; ++i) words[4 * v + i] = vector_word(four, i);
+        }
+    }
+}
+
+/// The eight levels (float formats: the values) of a lane in columns 16 step .. 16 step + 15 of its tile: element 4 h + i is
+/// row lane / 4 + 8 h, column 16 step + {0, 1, 8, 9}[i] + 2 (lane % 4). lane_table: table + lane, for codebook4.
+template <Format kFormat>
+__device__ __forceinline__ void decode_words(const uint32_t (&words)[kStepWords<kFormat>], const float* lane_table,
+                                             float (&level)[8]) {
+    if constexpr (kFormat == Format::codebook4) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) level[e] = lane_table[(words[0] >> 4 * e & 15) * 32];
     } else if constexpr (kFormat == Format::int8) {
         // byte + 128 as the low bits of a float whose unit is 1, less 2^23 + 128: exact, and no conversion instruction.
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const uint32_t word = vector_word(codes[step / 2], step % 2 * 2 + half) ^ 0x80808080u;
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                level[4 * half + i] =
-                    __fsub_rn(__uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u + unsigned(i))), 8388736.0f);
+        for (int e = 0; e < 8; ++e) {
+            const uint32_t bits = __byte_perm(words[e / 4] ^ 0x80808080u, 0x4b000000u, 0x7440u + unsigned(e % 4));
+            level[e] = __fsub_rn(__uint_as_float(bits), 8388736.0f);
         }
     } else if constexpr (kFormat == Format::f32) {
 #pragma unroll
-        for (int e = 0; e < 8; ++e) level[e] = __uint_as_float(vector_word(codes[2 * step + e / 4], e % 4));
+        for (int e = 0; e < 8; ++e) level[e] = __uint_as_float(words[e]);
     } else {
 #pragma unroll
         for (int pair = 0; pair < 4; ++pair) {
-            const uint32_t word = vector_word(codes[step], pair);
             if constexpr (kFormat == Format::bf16) {
-                level[2 * pair] = __uint_as_float(word << 16);
-                level[2 * pair + 1] = __uint_as_float(word & 0xffff0000u);
+                level[2 * pair] = __uint_as_float(words[pair] << 16);
+                level[2 * pair + 1] = __uint_as_float(words[pair] & 0xffff0000u);
             } else {
-                level[2 * pair] = __half2float(__ushort_as_half(static_cast<unsigned short>(word)));
-                level[2 * pair + 1] = __half2float(__ushort_as_half(static_cast<unsigned short>(word >> 16)));
+                level[2 * pair] = __half2float(__ushort_as_half(static_cast<unsigned short>(words[pair])));
+                level[2 * pair + 1] = __half2float(__ushort_as_half(static_cast<unsigned short>(words[pair] >> 16)));
             }
         }
     }
+}
+
+/// Both in one.
+template <Format kFormat>
+__device__ __forceinline__ void decode_step(const uint4 (&codes)[Tile<kFormat>::kVectors], int step, const float* lane_table,
+                                            float (&level)[8]) {
+    uint32_t words[kStepWords<kFormat>];
+    step_words<kFormat>(codes, step, words);
+    decode_words<kFormat>(words, lane_table, level);
 }
 
 // --- scales -------------------------------------------------------------------------------------------------------

@@ -1,13 +1,13 @@
-// Fibers, scheduler, memory and the part of the CUDA runtime API that host code under test calls.
-#include "cudaemu.h"
-
-#include <sanitizer/asan_interface.h>
+// Fibers and their scheduler: what runs a grid.
 #include <sys/mman.h>
 
-#include <map>
 #include <memory>
 #include <numeric>
+#include <unordered_map>
+#include <utility>
 #include <vector>
+
+#include "internal.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -38,44 +38,17 @@ std::string describe(Site site) {
     return "at " + std::string(name ? name + 1 : site.file) + ":" + std::to_string(site.line);
 }
 
-extern const char* const heap_begin;  // for racecheck.cpp
-extern const size_t heap_bytes, shared_bytes;
-
 namespace {
 
-// ------------------------------------------------------------------------------------ memory
-// One reserved range: shared memory of the running block first, then what cudaMalloc gave out.
-// Device memory is closed (PROT_NONE) to host code except inside launches and cudaMemcpy.
-
-constexpr size_t kHeapBytes = size_t(4) << 30, kSharedBytes = size_t(1) << 20, kRedZone = 256;
-constexpr size_t kSharedLimit = 48 << 10, kSharedOptInLimit = 99 << 10;  // sm_86/89/120: the smallest
-
-char* const heap = [] {
-    void* p = mmap(nullptr, kHeapBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) std::abort();
-    mprotect(p, kSharedBytes, PROT_READ | PROT_WRITE);
-    return static_cast<char*>(p);
-}();
-size_t heap_used = kSharedBytes;
-std::map<void*, size_t> allocations;
-
-struct DeviceMemoryOpen {
-    static inline int depth = 0;
-    DeviceMemoryOpen() {
-        if (depth++ == 0) protect(PROT_READ | PROT_WRITE);
-    }
-    ~DeviceMemoryOpen() {
-        if (--depth == 0) protect(PROT_NONE);
-    }
-    static void protect(int access) { mprotect(heap + kSharedBytes, kHeapBytes - kSharedBytes, access); }
-};
+// ----------------------------------------------------------------------------- shared memory
 
 struct SharedZone {
     const void* key;
     void* memory;
 };
 std::vector<SharedZone> shared_zones;
-size_t shared_used, shared_billed, dynamic_bytes, dynamic_opt_in = kSharedLimit;
+size_t shared_used, shared_billed, dynamic_bytes;
+std::unordered_map<const void*, size_t> dynamic_opt_in;  // by kernel: cudaFuncSetAttribute
 
 void* allocate_shared(size_t bytes, size_t align) {
     shared_used = (shared_used + align - 1) / align * align;
@@ -124,8 +97,7 @@ std::vector<Fiber*> ready;
 std::vector<std::vector<Collective>> warps;  // open meetings, by warp
 unsigned live, at_barrier, votes, vote_result;
 Site barrier_site;
-std::string fault_text, last_fault_text;
-cudaError_t last_error = cudaSuccess;
+std::string fault_text;
 const std::function<void()>* kernel_body;
 uint64_t random_state, block_serial;
 
@@ -300,6 +272,7 @@ void run_block(uint3 index) {
     host_stack = nullptr;
     switch_to(take_ready());
     if (!fault_text.empty()) {
+        block = nullptr;
         for (auto& f : fibers) ASAN_UNPOISON_MEMORY_REGION(f->stack, kStackBytes);
         throw Fault(fault_text + " in block (" + std::to_string(index.x) + "," + std::to_string(index.y) + "," +
                     std::to_string(index.z) + ")");
@@ -310,9 +283,6 @@ void run_block(uint3 index) {
 
 }  // namespace
 
-const char* const heap_begin = heap;
-const size_t heap_bytes = kHeapBytes, shared_bytes = kSharedBytes;
-
 // -------------------------------------------------------------------------- what kernels call
 
 void fault(const std::string& what) {
@@ -321,16 +291,6 @@ void fault(const std::string& what) {
     switch_to(&host);
     std::abort();  // never resumed
 }
-
-const std::string& last_fault() { return last_fault_text; }
-
-cudaError_t record_fault(const Fault& f) {
-    last_fault_text = f.what();
-    return last_error = cudaErrorLaunchFailure;
-}
-
-bool is_shared_pointer(const void* p) { return p >= heap && p < heap + kSharedBytes; }
-bool is_device_pointer(const void* p) { return p >= heap + kSharedBytes && p < heap + kHeapBytes; }
 
 unsigned block_barrier(Site site, bool vote) {
     if (at_barrier == 0)
@@ -424,16 +384,30 @@ void async_wait(unsigned left) {
     for (const AsyncCopy& c : copies) std::memset(c.target, 0xff, c.bytes);  // still in flight: may hold anything
 }
 
-void run_grid(dim3 grid, dim3 size, size_t dynamic_shared_bytes, const std::function<void()>& body) {
+void check_launch(const Launch& launch) {
+    const dim3 grid = launch.grid, size = launch.block;
     const uint64_t threads = uint64_t(size.x) * size.y * size.z, blocks = uint64_t(grid.x) * grid.y * grid.z;
     if (!threads || threads > 1024 || size.z > 64) throw Fault("invalid block size");
     if (!blocks || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) throw Fault("invalid grid size");
-    if (dynamic_shared_bytes > dynamic_opt_in) throw Fault("too much dynamic shared memory (no cudaFuncSetAttribute?)");
+    const auto opt_in = dynamic_opt_in.find(launch.kernel);
+    if (launch.dynamic_shared_bytes > (opt_in == dynamic_opt_in.end() ? kSharedLimit : opt_in->second))
+        throw Fault("too much dynamic shared memory (no cudaFuncSetAttribute?)");
+}
+
+bool allow_dynamic_shared(const void* kernel, size_t bytes) {
+    if (bytes > kSharedOptInLimit) return false;
+    dynamic_opt_in[kernel] = std::max(bytes, kSharedLimit);
+    return true;
+}
+
+void run_grid(const Launch& launch) {
     DeviceMemoryOpen open;
-    Block running{grid, size, {}, unsigned(threads), 0, block_serial + 1};
+    const dim3 grid = launch.grid;
+    const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
+    Block running{grid, launch.block, {}, launch.block.x * launch.block.y * launch.block.z, 0, block_serial + 1, &launch};
     block = &running;
-    kernel_body = &body;
-    dynamic_bytes = dynamic_shared_bytes;
+    kernel_body = &launch.body;
+    dynamic_bytes = launch.dynamic_shared_bytes;
     fault_text.clear();
     random_state = options.seed;
     std::vector<uint32_t> order(blocks);
@@ -446,62 +420,3 @@ void run_grid(dim3 grid, dim3 size, size_t dynamic_shared_bytes, const std::func
 }
 
 }  // namespace cudaemu
-
-// ------------------------------------------------------------------------------- runtime API
-using namespace cudaemu;
-
-extern "C" {
-cudaError_t cudaGetDeviceCount(int* count) {
-    *count = 1;
-    return cudaSuccess;
-}
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
-cudaError_t cudaDeviceSynchronize() { return last_error; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return last_error; }
-const char* cudaGetErrorString(cudaError_t e) { return e == cudaSuccess ? "no error" : last_fault().c_str(); }
-
-cudaError_t cudaMalloc(void** out, size_t bytes) {
-    const size_t start = (heap_used + kRedZone + 255) / 256 * 256;
-    if (start + bytes > kHeapBytes) return cudaErrorMemoryAllocation;
-    ASAN_POISON_MEMORY_REGION(heap + heap_used, start - heap_used);
-    ASAN_UNPOISON_MEMORY_REGION(heap + start, bytes);
-    *out = heap + start;
-    allocations[*out] = bytes;
-    heap_used = start + bytes;
-    ASAN_POISON_MEMORY_REGION(heap + heap_used, kRedZone);
-    return cudaSuccess;
-}
-cudaError_t cudaFree(void* p) {  // addresses are not given out again, so later use is seen
-    if (!p) return cudaSuccess;
-    const auto found = allocations.find(p);
-    if (found == allocations.end()) return cudaErrorInvalidValue;
-    ASAN_POISON_MEMORY_REGION(p, found->second);
-    allocations.erase(found);
-    return cudaSuccess;
-}
-cudaError_t cudaMemcpy(void* target, const void* source, size_t bytes, cudaMemcpyKind kind) {
-    const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
-    const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
-    if (kind != cudaMemcpyDefault && (is_device_pointer(target) != to_device || is_device_pointer(source) != from_device))
-        return cudaErrorInvalidValue;
-    DeviceMemoryOpen open;
-    std::memcpy(target, source, bytes);
-    return cudaSuccess;
-}
-cudaError_t cudaMemcpyAsync(void* t, const void* s, size_t n, cudaMemcpyKind k, cudaStream_t) {
-    return cudaMemcpy(t, s, n, k);
-}
-cudaError_t cudaMemset(void* target, int value, size_t bytes) {
-    if (!is_device_pointer(target)) return cudaErrorInvalidValue;
-    DeviceMemoryOpen open;
-    std::memset(target, value, bytes);
-    return cudaSuccess;
-}
-cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int value) {
-    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || size_t(value) > kSharedOptInLimit)
-        return cudaErrorInvalidValue;
-    dynamic_opt_in = value;
-    return cudaSuccess;
-}
-}

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -28,10 +29,25 @@ namespace cudaemu {
 
 enum class Order { forward, reverse, random };
 
+// What machine the runtime API finds. Without a driver the version of the driver is 0 and all else is
+// cudaErrorInsufficientDriver, as with an old one.
+enum class Machine { one_device, no_device, no_driver, old_driver };
+
 struct Options {
     Order order = Order::forward;
     uint64_t seed = 0;                     // for Order::random
     bool allow_exited_at_barrier = false;  // hardware lets exited threads miss a __syncthreads()
+
+    Machine machine = Machine::one_device;
+    bool deferred = false;               // streams run as late as they may: at the calls that wait for them
+    bool reuse_addresses = true;         // false: what was freed is never given out again, so that later use is seen
+    bool host_may_touch_device = false;  // true: device memory is not closed to host code, which saves time
+    int multiprocessors = 16;
+    size_t memory_limit = 0;  // of all that cudaMalloc gave out; 0: the heap's
+    uint64_t fail_call = 0;   // the n-th call from now on (1: the next) fails ...
+    cudaError_t fail_with = cudaErrorUnknown;
+    bool fail_sticky = false;  // ... and all after it
+    uint64_t fail_launch = 0;  // the n-th kernel from now on stops with cudaErrorIllegalAddress, which is sticky
 };
 
 struct Statistics {
@@ -46,6 +62,17 @@ struct Fault : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 const std::string& last_fault();
+
+// After a fault every call fails with it, as on a device, until cudaDeviceReset() or this, which leaves memory as it is.
+void clear_fault();
+
+// How many calls of the runtime API were made that options.fail_call counts.
+uint64_t call_count();
+
+// Reads "order=random,seed=3,deferred,limit=1000000,device=none|no_driver|old_driver,fail=CALL:ERROR[:sticky],fault=LAUNCH,
+// no_reuse,open" into options (which it first sets back); false where it holds something else. The environment variable
+// CUDAEMU is read so at the first call.
+bool configure(const char* text);
 
 // ------------------------------------------------------------------------- the running block
 
@@ -63,12 +90,22 @@ struct Thread {
     unsigned fences = 0;         // how many __threadfence()
 };
 
+struct Launch {
+    const void* kernel;
+    dim3 grid, block;
+    size_t dynamic_shared_bytes;
+    std::function<void()> body;
+    const void* parameters;  // where the body keeps them
+    size_t parameter_bytes;
+};
+
 struct Block {
     dim3 grid, size;
     uint3 index;
     unsigned threads;
     uint64_t serial;               // unique over the process
     uint64_t launch_first_serial;  // serial of the first block of the same launch
+    const Launch* launch;
 };
 
 extern Thread* self;
@@ -80,7 +117,10 @@ std::string describe(Site site);
 unsigned block_barrier(Site site, bool vote);                      // how many threads of the block voted
 void* shared_memory(const void* key, size_t bytes, size_t align);  // one zone a key and block
 void* dynamic_shared_memory();
-void run_grid(dim3 grid, dim3 size, size_t dynamic_shared_bytes, const std::function<void()>& body);
+void run_grid(const Launch& launch);
+void check_launch(const Launch& launch);
+bool allow_dynamic_shared(const void* kernel, size_t bytes);
+cudaError_t submit(const Launch& launch, cudaStream_t stream);  // queues it on the stream
 
 bool is_device_pointer(const void* pointer);
 bool is_shared_pointer(const void* pointer);
@@ -155,35 +195,25 @@ T reduce(uint32_t mask, T value, Site site, Combine combine) {
 // ----------------------------------------------------------------------------------------- launch
 
 template <class T>
-void check_argument(const T& value) {
+const void* host_pointer(const T& value) {
     if constexpr (std::is_pointer_v<T>)
-        if (value && !is_device_pointer(value)) throw Fault("a kernel argument points to host memory");
+        if (value && !is_device_pointer(value)) return value;
+    return nullptr;
 }
+cudaError_t host_argument();  // "a kernel argument points to host memory"
 
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 size, size_t dynamic_shared_bytes, cudaStream_t,
-                   Arguments&&... arguments);
-cudaError_t record_fault(const Fault& fault);
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 size, size_t dynamic_shared_bytes, cudaStream_t stream,
+                   Arguments&&... arguments) {
+    auto parameters = std::make_shared<std::tuple<Parameters...>>(std::forward<Arguments>(arguments)...);
+    if (std::apply([](const auto&... p) { return (host_pointer(p) || ...); }, *parameters)) return host_argument();
+    return submit({reinterpret_cast<const void*>(kernel), grid, size, dynamic_shared_bytes,
+                   [kernel, parameters] { std::apply(kernel, *parameters); }, parameters.get(), sizeof *parameters},
+                  stream);
+}
 
 }  // namespace cudaemu
 
 #include "cudaemu_builtins.h"
 #include "cudaemu_math.h"
 #include "cudaemu_ptx.h"
-
-namespace cudaemu {
-
-template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 size, size_t dynamic_shared_bytes, cudaStream_t,
-                   Arguments&&... arguments) {
-    std::tuple<Parameters...> parameters(std::forward<Arguments>(arguments)...);
-    try {
-        std::apply([](const auto&... p) { (check_argument(p), ...); }, parameters);
-        run_grid(grid, size, dynamic_shared_bytes, [&] { std::apply(kernel, parameters); });
-    } catch (const Fault& f) {
-        return record_fault(f);
-    }
-    return cudaSuccess;
-}
-
-}  // namespace cudaemu

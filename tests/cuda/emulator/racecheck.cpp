@@ -7,7 +7,7 @@
 // wrote: __threadfence() before its atomic, __threadfence() after the reader's atomic on the same word, each by the thread of the
 // atomic or, with a __syncthreads() between, by those that wrote and read. (What the writer itself had learned so from a third
 // block is not handed on.)
-#include "cudaemu.h"
+#include "internal.h"
 
 #include <sys/mman.h>
 #include <cstdio>
@@ -16,9 +16,6 @@
 #include <vector>
 
 namespace cudaemu {
-
-extern const char* const heap_begin;
-extern const size_t heap_bytes, shared_bytes;
 
 namespace {
 
@@ -35,7 +32,7 @@ struct Shadow {
 };
 
 Shadow* shadow() {
-    static Shadow* const memory = static_cast<Shadow*>(mmap(nullptr, heap_bytes * sizeof(Shadow), PROT_READ | PROT_WRITE,
+    static Shadow* const memory = static_cast<Shadow*>(mmap(nullptr, kHeapBytes * sizeof(Shadow), PROT_READ | PROT_WRITE,
                                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     return memory;
 }
@@ -149,9 +146,9 @@ bool unordered(const Access& earlier, bool shared) {
 }
 
 void note(const void* address, size_t bytes, bool write, bool atomic, const void* code, Site site = {nullptr, 0}) {
-    const size_t offset = static_cast<const char*>(address) - heap_begin;
-    if (offset >= heap_bytes || !self) return;
-    const bool shared = offset < shared_bytes;
+    const size_t offset = static_cast<const char*>(address) - heap;
+    if (offset >= kHeapBytes || !self) return;
+    const bool shared = offset < kSharedBytes;
     for (size_t i = 0; i < bytes; ++i) {
         Shadow& s = shadow()[offset + i];
         if (unordered(s.write, shared) && !(atomic && s.write.atomic))
@@ -209,7 +206,23 @@ HOOKS(1) HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16) void __tsan_read_range(void* p, si
     cudaemu::note(p, n, false, false, __builtin_return_address(0));
 }
 void __tsan_write_range(void* p, size_t n) { cudaemu::note(p, n, true, false, __builtin_return_address(0)); }
-void __tsan_init() {}
+// std::atomic and shared_ptr of the launchers' host code.
+#define ATOMIC_HOOKS(bits, type)                                                                                  \
+    type __tsan_atomic##bits##_load(const volatile type* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); } \
+    void __tsan_atomic##bits##_store(volatile type* p, type v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); } \
+    type __tsan_atomic##bits##_exchange(volatile type* p, type v, int) {                                          \
+        return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);                                                       \
+    }                                                                                                             \
+    type __tsan_atomic##bits##_fetch_add(volatile type* p, type v, int) {                                         \
+        return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST);                                                        \
+    }                                                                                                             \
+    type __tsan_atomic##bits##_fetch_sub(volatile type* p, type v, int) {                                         \
+        return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST);                                                        \
+    }                                                                                                             \
+    int __tsan_atomic##bits##_compare_exchange_strong(volatile type* p, type* e, type v, int, int) {              \
+        return __atomic_compare_exchange_n(p, e, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                   \
+    }
+ATOMIC_HOOKS(8, uint8_t) ATOMIC_HOOKS(32, uint32_t) ATOMIC_HOOKS(64, uint64_t) void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
