@@ -81,10 +81,10 @@ def test_out_of_memory_of_a_long_context(emulated: str, zoo: Zoo) -> None:
     """The model lives on: a shorter request is answered."""
     code = """
 model = halfbyte.load(path, device="cuda")
-hidden = attempt(lambda: model.hidden_states([[1] * 250] * 200))
+hidden = attempt(lambda: model.hidden_states([[1] * 256] * 120))
 out = [hidden, model.generate_tokens([1, 2, 3], max_tokens=3)]
 """
-    error, tokens = run(emulated, f"limit={64 * MEGABYTE}", code, str(zoo.path("llama/nf4-dq")))
+    error, tokens = run(emulated, f"open,limit={40 * MEGABYTE}", code, str(zoo.path("llama/nf4-dq")))
     assert error is not None and error[0] == "OutOfMemoryError", error
     assert len(tokens) == 3
 
