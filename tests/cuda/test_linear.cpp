@@ -120,7 +120,7 @@ void gemv(const std::string& name, const std::vector<Product>& parts, size_t row
         bound.x = 0x1p-17;
         if (format != Format::int8 && format != Format::bf16) bound.weight = 0x1p-9;
     }
-    multiprocessor_count() = processors;
+    set_multiprocessors(processors);
     linear("gemv " + name + " x " + std::to_string(rows) + ", " + std::to_string(processors) + " processors", parts, rows,
            stride_extra, bound, [&](const float* x, int64_t stride, const std::vector<LinearPart>& linear_parts) {
                Gemv command{};
