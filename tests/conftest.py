@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# "auto" is the CPU, and "cuda" the emulated GPU of tests/cuda, where the C and C++ tests have been built.
+os.environ.setdefault("HALFBYTE_DEVICE", "cpu")
+EMULATED = Path(__file__).parents[1] / "build/dev/tests/cuda/libhalfbyte_cuda_emulated.so"
+if EMULATED.exists():
+    os.environ.setdefault("HALFBYTE_CUDA_LIBRARY", str(EMULATED))
+    # Closing device memory to the host round every launch takes half of the time; tests/cuda has tests that do.
+    os.environ.setdefault("CUDAEMU", "open")
 # bitsandbytes would compile its decoder with a C++ compiler, anew for each shape.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 

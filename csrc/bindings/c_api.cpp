@@ -199,6 +199,10 @@ int hb_options_set_device(hb_options* options, const char* device) noexcept {
     return set("hb_options_set_device", options, [&](EngineOptions& o) { o.device = &at(device, "device"); });
 }
 
+int hb_options_set_device_memory(hb_options* options, uint64_t bytes) noexcept {
+    return set("hb_options_set_device_memory", options, [&](EngineOptions& o) { o.device_memory = size_t(bytes); });
+}
+
 int hb_options_set_threads(hb_options* options, int threads) noexcept {
     return set("hb_options_set_threads", options, [&](EngineOptions& o) { o.threads = threads; });
 }

@@ -61,12 +61,13 @@ py::array_t<float> matrix(size_t rows, int64_t cols, F compute) {
 std::shared_ptr<Engine> load(const std::string& path, const std::string& device, int threads, const std::string& precision,
                              const std::string& quantize, const py::object& progress, const std::string& output_layer,
                              const std::string& kv_cache,
-                             const std::map<std::string, std::tuple<std::string, int, bool>>& layers) {
+                             const std::map<std::string, std::tuple<std::string, int, bool>>& layers, size_t device_memory) {
     EngineOptions options{device, threads, parse_precision(precision), quantize, output_layer};
     for (const auto& [name, rounding] : layers) {
         const auto& [format, block_size, double_quant] = rounding;
         options.layers[name] = {format, block_size, double_quant};
     }
+    options.device_memory = device_memory;
     if (!kv_cache.empty()) options.kv_cache = parse_kv_cache(kv_cache);
     options.progress = [&](double done) {
         const py::gil_scoped_acquire locked;
@@ -288,7 +289,8 @@ void bind_engine(py::module_& m) {
     py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
         .def_static("load", &load, py::arg("path"), py::arg("device"), py::arg("threads"), py::arg("precision"),
                     py::arg("quantize"), py::arg("progress"), py::arg("output_layer") = "", py::arg("kv_cache") = "",
-                    py::arg("layers") = std::map<std::string, std::tuple<std::string, int, bool>>())
+                    py::arg("layers") = std::map<std::string, std::tuple<std::string, int, bool>>(),
+                    py::arg("device_memory") = 0)
         .def("info", &info)
         .def_property_readonly("parallel_regions",
                                [](const Engine& engine) { return engine.device().host_pool().regions(); })

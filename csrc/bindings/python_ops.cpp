@@ -8,6 +8,7 @@
 #include "bindings/python.h"
 #include "core/error.h"
 #include "device/isa.h"
+#include "device/on_host.h"
 #include "nn/context.h"
 #include "runtime/engine.h"
 
@@ -136,7 +137,7 @@ public:
     Ops(const std::string& device, int threads, const std::string& precision) {
         const DeviceOptions options{threads, precision_named(precision)};
         const py::gil_scoped_release release;
-        device_ = make_device(device, options);
+        device_ = on_host(make_device(device, options));
     }
 
     std::string description() const { return device_->description(); }
@@ -416,6 +417,24 @@ void bind_ops(py::module_& m) {
     m.def("isas", &instruction_sets);
     m.def("isa", &instruction_set);
     m.def("available_cores", &available_cores);
+    m.def("list_devices", [] {
+        std::vector<DeviceSummary> devices;
+        {
+            const py::gil_scoped_release release;
+            devices = list_devices();
+        }
+        py::list out;
+        for (const DeviceSummary& device : devices) {
+            py::dict entry;
+            entry["name"] = device.name;
+            entry["description"] = device.description;
+            entry["available"] = device.available;
+            entry["total_bytes"] = device.total_bytes;
+            entry["free_bytes"] = device.free_bytes;
+            out.append(entry);
+        }
+        return out;
+    });
     py::class_<Ops>(m, "Ops")
         .def(py::init<const std::string&, int, const std::string&>(), py::arg("device"), py::arg("threads"),
              py::arg("precision"))

@@ -7,6 +7,7 @@
 #include "bindings/python.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
+#include "device/device.h"
 #include "io/ggml_types.h"
 #include "io/gguf_weights.h"
 #include "storage/encode.h"
@@ -202,6 +203,9 @@ void bind_storage(py::module_& m) {
         .def_property_readonly("format", [](const PyWeight& w) { return std::string(w.weight.storage->name()); })
         .def_property_readonly("block_size", [](const PyWeight& w) { return w.weight.block_size; })
         .def_property_readonly("nbytes", [](const PyWeight& w) { return w.weight.bytes(); })
+        .def(
+            "uploaded_bytes",
+            [](const PyWeight& w, const std::string& device) { return uploaded_bytes(device, w.weight); }, py::arg("device"))
         .def_property_readonly("bits_per_weight", [](const PyWeight& w) { return w.weight.bits_per_weight(); })
         .def("dequantize", &dequantize)
         .def_property_readonly("nested_block_size", [](const PyWeight& w) { return w.weight.nested_block_size; })

@@ -42,6 +42,7 @@ public:
     std::string description() const override;
     Precision precision() const override { return precision_; }
     DType cache_dtype() const override { return precision_ == Precision::float32 ? DType::f32 : DType::f16; }
+    bool memory_is_host() const override { return true; }
     ThreadPool& host_pool() override { return pool_; }
 
     Buffer allocate(size_t bytes) override;

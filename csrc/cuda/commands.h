@@ -69,9 +69,9 @@ struct Gemv {
     int64_t x_stride;
     int32_t rows;  ///< 1 .. kGemvRows
     int32_t parts;
-    LinearPart part[kMaxParts];
-    float* partials;     ///< room for split sums, kPartialFloats
-    uint32_t* counters;  ///< [kCounters], zero before and after
+    float* partials;             ///< room for split sums, kPartialFloats
+    uint32_t* counters;          ///< [kCounters], zero before and after
+    LinearPart part[kMaxParts];  ///< last: a list of commands holds those that there are
 };
 constexpr int kGemvRows = 16;
 constexpr int kGemvExactRows = 2;
@@ -83,9 +83,9 @@ struct Gemm {
     const void* x;
     int32_t rows;
     int32_t parts;
-    LinearPart part[kMaxParts];
-    float* partials;     ///< as in Gemv
-    uint32_t* counters;  ///< as in Gemv
+    float* partials;             ///< as in Gemv
+    uint32_t* counters;          ///< as in Gemv
+    LinearPart part[kMaxParts];  ///< as in Gemv
 };
 
 /// The same in float32 throughout (Precision::float32): any rows.
@@ -329,7 +329,7 @@ enum class Op : uint32_t {
 /// Before each struct of a list, which lie behind one another at multiples of 8 bytes.
 struct CommandHeader {
     Op op;
-    uint32_t bytes;  ///< of the struct behind it, rounded up to 8
+    uint32_t bytes;  ///< of the struct behind it, rounded up to 8; less than all of it where its end is not used
 };
 
 }  // namespace halfbyte::cuda

@@ -47,9 +47,12 @@ struct Plugin {
     Status (*run_graph)(Context* context, Graph* graph);
     void (*destroy_graph)(Context* context, Graph* graph);
 
-    /// Queues a copy to pinned (or, then waiting for it, any) host memory.
+    /// Comes back when the bytes are there, and with them all that was queued before.
     Status (*copy_to_host)(Context* context, void* host, const void* device, size_t bytes);
+    /// Queues a copy; `host` may be changed again when it comes back, but for pinned memory: then when a later mark is reached.
     Status (*copy_to_device)(Context* context, void* device, const void* host, size_t bytes);
+    /// Of Sample::scratch.
+    size_t (*sample_scratch_bytes)(int32_t count, int32_t vocab);
     /// Marks what was queued so far as `slot` (0 .. kSlots - 1); wait() comes back when it is done.
     Status (*mark)(Context* context, int32_t slot);
     Status (*wait)(Context* context, int32_t slot);

@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "core/dtype.h"
 #include "core/tensor.h"
@@ -25,6 +26,16 @@ enum class Precision {
 struct DeviceOptions {
     int threads = 0;  ///< 0: one per available core
     Precision precision = Precision::high;
+    /// Of a GPU: bytes that weights may take there; what is beyond stays in host memory. 0: what is free, less a reserve.
+    size_t memory_limit = 0;
+};
+
+/// A device that make_device() can make here, or why it can't.
+struct DeviceSummary {
+    std::string name;         ///< "cpu", "cuda", "cuda:1"
+    std::string description;  ///< "NVIDIA H100 PCIe (sm_90)"; of "cuda" without one: why there is none
+    bool available = true;
+    uint64_t total_bytes = 0, free_bytes = 0;  ///< of its own memory; 0 for the host
 };
 
 /// Device memory; freed by the last owner.
@@ -153,6 +164,14 @@ enum class RopeStyle { half, interleaved };  ///< pairs (i, i + d/2) as in Huggi
 
 enum class Pooling { mean, cls, max, last };
 
+/// How one token is drawn from its logits; the filters and their order are those of runtime/sampler.h.
+struct Draw {
+    float temperature = 0;  ///< 0: the greatest logit, the lowest id of equal ones
+    int32_t top_k = 0;      ///< 0: off
+    float top_p = 1, min_p = 0;
+    double uniform = 0;  ///< [0, 1): the random number
+};
+
 /// A machine that can run a forward pass. Safe to call from many threads. Row counts may be zero.
 /// Every Tensor and pointer is in this device's memory unless marked host. Errors: out_of_memory, internal.
 class Device {
@@ -161,6 +180,8 @@ public:
     virtual std::string description() const = 0;  ///< "cpu avx2, 2 threads, high"
     virtual Precision precision() const = 0;
     virtual DType cache_dtype() const = 0;  ///< what a KV cache should hold where nobody asks for something else
+    /// True where Tensors and buffers lie in memory that the host reads and writes as its own.
+    virtual bool memory_is_host() const = 0;
     /// Threads for host-side work (loading, encoding).
     virtual ThreadPool& host_pool() = 0;
 
@@ -221,9 +242,22 @@ public:
     virtual void scatter_columns(const Tensor& x, std::span<const int32_t> columns, Tensor y) = 0;
     /// One row per sequence (keys and first_key unused); normalize: to unit L2 norm (as torch: / max(norm, 1e-12)).
     virtual void pool(const Tensor& x, std::span<const Sequence> sequences, Pooling pooling, bool normalize, Tensor out) = 0;
+    /// True where sample() is more than an error: logits need not come to the host.
+    virtual bool can_sample() const { return false; }
+    /// tokens[i] (host) = the token drawn from row i of logits by draws[i] (host); -1 where a logit is NaN or +infinity, or all
+    /// are -infinity.
+    virtual void sample(const Tensor& logits, std::span<const Draw> draws, std::span<int32_t> tokens);
 };
 
-/// name: "cpu", "cuda" or "auto". Errors: not_found with one clear sentence where this build or machine has no such device;
+/// Bytes that a weight takes on a device of that name ("cpu", "cuda", ...), whether this machine has one or not; for the CPU, what
+/// the weight has.
+size_t uploaded_bytes(std::string_view device, const Weight& weight);
+
+/// The host first, then every GPU; one "cuda" that is not available where there is none.
+std::vector<DeviceSummary> list_devices();
+
+/// name: "cpu", "cuda", "cuda:1" (by CUDA's count) or "auto": what the environment
+/// variable HALFBYTE_DEVICE names, else "cuda" where there is one, else "cpu". Errors: not_found with one clear sentence where this build or machine has no such device;
 /// invalid_argument for any other name.
 std::shared_ptr<Device> make_device(std::string_view name, const DeviceOptions& options);
 

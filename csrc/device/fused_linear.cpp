@@ -2,6 +2,7 @@
 #include <numeric>
 #include <vector>
 
+#include "core/error.h"
 #include "device/device.h"
 
 namespace halfbyte {
@@ -28,6 +29,10 @@ Tensor Device::transform_rows(const LinearInput& input) {
             gated_activation(transform.activation, x, transform.up);
     }
     return x;
+}
+
+void Device::sample(const Tensor&, std::span<const Draw>, std::span<int32_t>) {
+    fail(ErrorCode::internal, description(), ": sample: this device leaves it to the host");
 }
 
 void Device::fused_linear(const LinearInput& input, std::span<const LinearPart> parts) {

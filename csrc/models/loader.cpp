@@ -208,6 +208,7 @@ Embedding Loader::embedding(Name name, int64_t count, int64_t dim) {
     check_shape(tensor, weight, count, dim);
     report(tensor, weight);
     Module& module = add_module(name, Module::Kind::embedding, dim, count);
+    module.is_input = std::ranges::count(modules_, Module::Kind::embedding, &Module::kind) == 1;
     return module.table = {
                .table = device_.upload_table(weight), .count = count, .dim = dim, .module = int(modules_.size()) - 1};
 }
@@ -243,6 +244,7 @@ bool Loader::output_layer(Name own, Name embedding, int64_t in, int64_t out, Tie
     if (round) weight = rounded(tied ? table : tensor, weight, rounding);
     if (!tied || round) report(tied ? canonical(own) + ".weight" : tensor, weight);
     Module& module = add_module(own, Module::Kind::linear, in, out);
+    module.is_output = true;
     layer = {.weight = device_.upload(weight, WeightUse::few_rows),
              .bias = {},
              .module = int(modules_.size()) - 1,

@@ -78,6 +78,7 @@ public:
     /// Weight [out, in] and bias [out]. `quantize=` applies here. Errors: not_found, corrupt (wrong shape).
     Linear linear(Name name, int64_t in, int64_t out, const LinearOptions& options);
     Linear linear(Name name, int64_t in, int64_t out) { return linear(name, in, out, LinearOptions{}); }
+    /// The first that a model asks for is the table of its tokens.
     Embedding embedding(Name name, int64_t count, int64_t dim);
     /// The layer over the vocabulary: the table of `embedding` where tied, else the file's own. False where there is none
     /// (a base model saved alone). Errors: not_found; unsupported where the config ties two tables that differ.

@@ -35,6 +35,8 @@ struct Module {
     std::string gguf_name;           ///< in GGUF files: "blk.0.attn_q"; empty: they have none
     std::vector<int64_t> gguf_rows;  ///< row i of the layer is row gguf_rows[i] of a file of llama.cpp; empty: the same
     Kind kind = Kind::linear;
+    bool is_input = false;                      ///< the table of the tokens
+    bool is_output = false;                     ///< the layer over the vocabulary
     int64_t in_features = 0, out_features = 0;  ///< tables: dim and count; norms: dim and dim
     bool conv1d = false;                        ///< float weights are stored [in, out] (GPT-2's Conv1D)
     // What the model runs, sharing its memory; the one that `kind` says.

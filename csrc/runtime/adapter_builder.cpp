@@ -168,7 +168,6 @@ void AdapterBuilder::add_linear(const std::string& where, const Module& module, 
     const int64_t in = module.in_features;
     int64_t features = module.out_features;
     Weight base;  // as an effect of which DoRA's lengths are
-    const bool over_vocabulary = features == model_.info().vocab_size && model_.info().has_logits;
     const bool is_head = is_missing_head(module) || module.name == "score" || module.name == "classifier";
     if (t.weight) {
         check_dtype(where, *t.weight);
@@ -176,19 +175,19 @@ void AdapterBuilder::add_linear(const std::string& where, const Module& module, 
         const bool turned = module.conv1d;
         const int64_t found = shape.size() == 2 ? shape[turned ? 1 : 0] : 0;
         // A vocabulary and the labels of a head may have been resized; nothing else may.
-        const int64_t expected = (over_vocabulary || is_head) && found > 0 ? found : features;
+        const int64_t expected = (module.is_output || is_head) && found > 0 ? found : features;
         base = turned ? matrix(where, *t.weight, in, expected, "[in, out]")
                       : matrix(where, *t.weight, expected, in, "[out, in]");
         if (turned) base = transposed(base, device_.host_pool());
         features = expected;
         out.replaced = std::make_unique<Linear>();
-        out.replaced->weight = device_.upload(base, over_vocabulary || is_head ? WeightUse::few_rows : WeightUse::any_rows);
+        out.replaced->weight = device_.upload(base, module.is_output || is_head ? WeightUse::few_rows : WeightUse::any_rows);
         out.replaced->in_features = in, out.replaced->out_features = features;
         if (t.bias)
             out.replaced->bias = to_device(vector(where + " bias", *t.bias, features));
         else if (features == module.out_features)
             out.replaced->bias = module.linear.bias;
-        if (over_vocabulary) adapter_->output_size_ = features;
+        if (module.is_output) adapter_->output_size_ = features;
         if (is_head) adapter_->labels_ = features;
     } else if (features == 0) {
         fail(ErrorCode::unsupported, where, " has no weight in this model, and the adapter brings none");
@@ -228,17 +227,16 @@ void AdapterBuilder::add_embedding(const std::string& where, const Module& modul
     if (t.a || t.b_bias || t.ia3 || t.bias)
         fail(ErrorCode::unsupported, where,
              " is a table of embeddings, and the adapter has tensors of a linear layer for it");
-    const bool is_input = module.out_features == model_.info().vocab_size;
     const int64_t dim = module.in_features;
     int64_t count = module.out_features;
     Weight base;
     if (t.weight) {
         const int64_t found = t.weight->shape.size() == 2 ? t.weight->shape[0] : 0;
-        if (is_input && found > 0) count = found;
+        if (module.is_input && found > 0) count = found;
         base = matrix(where, *t.weight, count, dim, "[tokens, dim]");
         out.table = std::make_unique<Embedding>();
         out.table->table = device_.upload_table(base), out.table->count = count, out.table->dim = dim;
-        if (is_input) adapter_->vocab_size_ = count, input_table_ = t.weight, input_table_is_base_ = t.weight_is_base;
+        if (module.is_input) adapter_->vocab_size_ = count, input_table_ = t.weight, input_table_is_base_ = t.weight_is_base;
     }
     if (t.embedding_a) {
         const int64_t rank = t.embedding_a->shape.empty() ? 0 : t.embedding_a->shape[0];
@@ -282,7 +280,7 @@ void AdapterBuilder::add_embedding(const std::string& where, const Module& modul
     std::sort(out.row_of.begin(), out.row_of.end());
     out.rows = std::make_unique<Embedding>();
     out.rows->table = device_.upload_table(rows), out.rows->count = rows.rows, out.rows->dim = dim;
-    if (is_input) input_rows_ = *t.token_rows, input_tokens_.assign(tokens.begin(), tokens.end());
+    if (module.is_input) input_rows_ = *t.token_rows, input_tokens_.assign(tokens.begin(), tokens.end());
 }
 
 void AdapterBuilder::add_token_outputs(const std::string& where, const Module& module, const SafetensorsEntry& rows,
@@ -315,7 +313,7 @@ void AdapterBuilder::tie_output() {
     const bool resized = input_table_ && input_table_->shape[0] != model_.info().vocab_size;
     for (size_t i = 0; i < model_.modules().size(); i++) {
         const Module& module = model_.modules()[i];
-        if (module.kind != Module::Kind::linear || module.out_features != model_.info().vocab_size) continue;
+        if (!module.is_output) continue;
         const std::string where = concat(where_, ": '", module.name, "'");
         const auto found = adapter_->modules_.find({-1, int(i)});
         const bool has_own = found != adapter_->modules_.end() && found->second.replaced;

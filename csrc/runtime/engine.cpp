@@ -68,7 +68,7 @@ std::shared_ptr<Engine> Engine::load(const std::filesystem::path& path, const En
         fail(ErrorCode::invalid_argument, "threads: expected 0 (one per core) or more, found ", options.threads);
     const std::shared_ptr<Engine> engine(new Engine());
     engine->workspaces_.reserve(kKeptWorkspaces);  // giving one back never allocates
-    engine->device_ = make_device(options.device, {options.threads, options.precision});
+    engine->device_ = make_device(options.device, {options.threads, options.precision, options.device_memory});
     engine->cache_dtype_ = options.kv_cache.value_or(engine->device_->cache_dtype());
     const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(path);
     engine->model_ = load_model(*checkpoint, *engine->device_,

@@ -32,7 +32,7 @@ DType parse_kv_cache(std::string_view name);
 Pooling parse_pooling(std::string_view name);
 
 struct EngineOptions {
-    std::string device = "auto";  ///< "cpu", "cuda", "auto"
+    std::string device = "auto";  ///< see make_device()
     int threads = 0;              ///< 0: one per available core
     Precision precision = Precision::high;
     std::string quantize;           ///< empty: the file's own values; "nf4", "fp4", "int8", "bf16", "f16"
@@ -41,6 +41,7 @@ struct EngineOptions {
     std::function<void(double)> progress = {};
     /// Elements of the KV cache; empty: the device's choice (f16; f32 in precision float32).
     std::optional<DType> kv_cache = {};
+    size_t device_memory = 0;  ///< DeviceOptions::memory_limit
 };
 
 /// Sequences packed one behind the other; host memory.

@@ -100,6 +100,7 @@ bool Generation::step() {
     const std::span<const int32_t> tokens =
         reading ? std::span<const int32_t>(state.prompt).subspan(size_t(read), size_t(rows)) : std::span(tokens_).last(1);
     const int64_t keys = state.cached + rows;
+    int32_t token = -1;
     if (keys > state.cache->capacity()) {
         std::unique_ptr<KvCache> larger =
             make_cache(*engine_, options_.adapter, std::min(state.most_keys, 2 * state.cache->capacity()));
@@ -134,9 +135,18 @@ bool Generation::step() {
         last.adapters = of_last.adapters(), last.adapter_rows = of_last.rows();
         const Tensor logits =
             engine_->model().logits(Context{device, *workspace, last, nullptr}, hidden.row_range(rows - 1, 1));
-        device.copy_to_host(state.logits.data(), logits.data, state.logits.size() * sizeof(float));
+        const bool on_device = device.can_sample() && state.sampler.takes_plain_logits();
+        if (on_device) {
+            const Draw draw = state.sampler.next_draw();
+            device.sample(logits.columns(0, int64_t(state.logits.size())), {&draw, 1}, {&token, 1});
+        }
+        if (on_device && token >= 0) {
+            state.sampler.remember(token);
+        } else {  // also where the device found nothing to draw from: the sampler says what is wrong
+            device.copy_to_host(state.logits.data(), logits.data, state.logits.size() * sizeof(float));
+            token = state.sampler.sample(state.logits);
+        }
     }
-    const int32_t token = state.sampler.sample(state.logits);
     state.cached = keys;
 
     if (std::find(options_.stop_tokens.begin(), options_.stop_tokens.end(), token) != options_.stop_tokens.end()) {

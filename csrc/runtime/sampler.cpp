@@ -64,7 +64,7 @@ int32_t Sampler::sample(std::span<float> logits) {
     double total = 0;
     for (const Candidate& candidate : candidates_) total += candidate.weight;
     int32_t token = candidates_.front().id;
-    if (candidates_.size() > 1) {
+    if (options_.temperature != 0) {
         double left = uniform() * total;
         for (const Candidate& candidate : candidates_) {
             if (candidate.weight == 0) continue;
@@ -73,10 +73,28 @@ int32_t Sampler::sample(std::span<float> logits) {
             if (left < 0) break;
         }
     }
+    remember(token);
+    return token;
+}
+
+bool Sampler::takes_plain_logits() const {
+    return options_.repetition_penalty == 1 && options_.presence_penalty == 0 && options_.frequency_penalty == 0;
+}
+
+Draw Sampler::next_draw() {
+    Draw draw;
+    draw.temperature = options_.temperature;
+    // More than the vocabulary is all of it.
+    draw.top_k = int32_t(std::min<int64_t>(options_.top_k, std::numeric_limits<int32_t>::max()));
+    draw.top_p = options_.top_p, draw.min_p = options_.min_p;
+    draw.uniform = options_.temperature == 0 ? 0 : uniform();
+    return draw;
+}
+
+void Sampler::remember(int32_t token) {
     observe_prompt({&token, 1});
     if (size_t(token) >= generated_.size()) generated_.resize(size_t(token) + 1);
     generated_[size_t(token)]++;
-    return token;
 }
 
 void Sampler::probabilities(std::span<float> logits, std::span<double> out) {

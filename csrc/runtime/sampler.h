@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "device/device.h"
+
 namespace halfbyte {
 
 /// Filters run in the order of transformers' logits processors: repetition, presence and frequency penalties, temperature,
@@ -32,6 +34,11 @@ public:
     /// Errors: corrupt where a logit is NaN or +infinity, or all of them are -infinity: there is no distribution to draw
     /// from.
     int32_t sample(std::span<float> logits);
+    /// True where the logits are used as they come (no penalties), so that a device may draw by itself.
+    bool takes_plain_logits() const;
+    /// What a device needs for the next token; the random number is used up. remember() its answer.
+    Draw next_draw();
+    void remember(int32_t token);
     /// The distribution that sample() would draw from next: out [vocab], summing to 1. Draws and remembers nothing.
     void probabilities(std::span<float> logits, std::span<double> out);
 

@@ -53,6 +53,8 @@ class Weight:
     def nbytes(self) -> int: ...
     @property
     def bits_per_weight(self) -> float: ...
+    def uploaded_bytes(self, device: str) -> int:
+        """On a device of that name, whether this machine has one or not."""
     @property
     def nested_block_size(self) -> int: ...
     @property
@@ -74,6 +76,10 @@ class Weight:
 def quantize(weight: NDArray[np.float32], format: str, block_size: int, double_quant: bool) -> Weight: ...
 def weight_from_planes(format: str, rows: int, cols: int, block_size: int, planes: dict[str, Any]) -> Weight:
     """The inverse of Weight.planes(); validated."""
+
+def list_devices() -> list[dict[str, Any]]:
+    """name, description, available, total_bytes, free_bytes (0 of the host); one "cuda" that isn't available, its description
+    the reason, where there is none."""
 
 class Ops:
     """The op vocabulary of one device on numpy arrays."""
@@ -238,6 +244,7 @@ class Engine:
         output_layer: str = "",
         kv_cache: str = "",
         layers: Mapping[str, tuple[str, int, bool]] = ...,
+        device_memory: int = 0,
     ) -> Engine:
         """layers: {linear layer as in Hugging Face files: (format or "" to keep it, block size, double quantised)}, in place
         of ``quantize``."""

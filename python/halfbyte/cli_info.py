@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import _core
-from .cli_options import positive
+from .cli_devices import placement, print_devices, rows_of
+from .cli_options import byte_count, positive
 from .demo import demo_model
 from .errors import CorruptFileError, Error, UnsupportedError
 from .terminal import count_text, size_text
@@ -52,6 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"tokens to reckon the cache for (default: {_DEFAULT_CONTEXT} or the model's most)",
     )
+    parser.add_argument("--devices", action="store_true", help="list the devices of this machine, and no model")
+    parser.add_argument("--device", metavar="NAME", help="cuda, cuda:1, ...: what of the model would lie in its memory")
+    parser.add_argument(
+        "--device-memory",
+        type=byte_count,
+        metavar="SIZE",
+        help="what weights may take of it, as 6G (default: what is free)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -65,8 +74,17 @@ class _Tensor(NamedTuple):
 
 def run(options: argparse.Namespace) -> int:
     """Run ``halfbyte info``."""
+    if options.devices:
+        if options.json:
+            print(json.dumps(_core.list_devices(), indent=2))
+        else:
+            print_devices()
+        return 0
     path = Path(options.model) if options.model is not None else demo_model()
     facts = describe_checkpoint(path, options.context)
+    if options.device is not None and options.device != "cpu":
+        checkpoint = _core.Checkpoint(str(path.expanduser()))
+        facts["device"] = placement(checkpoint, options.device, options.device_memory)
     if options.json:
         print(json.dumps(facts, indent=2))
     else:
@@ -220,6 +238,8 @@ def _print(facts: dict[str, Any], tensors: bool) -> None:
     if memory["available"]:
         fits = "it fits" if memory["total"] <= memory["available"] else "it does not fit"
         rows.append(("this machine", f"{size_text(memory['available'])} available: {fits}"))
+    if "device" in facts:
+        rows += rows_of(facts["device"])
     width = max(len(name) for name, _ in rows) + 2
     for name, value in rows:
         print(f"{name:<{width}}{value}")

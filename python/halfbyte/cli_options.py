@@ -21,7 +21,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("-m", "--model", metavar="MODEL", help="folder or file (default: the demo model)")
     add("--quantize", choices=_QUANTIZE, help="round the linear layers while loading (default: the values they hold)")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: %(default)s)")
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ... or auto (default: %(default)s)")
+    add(
+        "--device-memory",
+        type=byte_count,
+        metavar="SIZE",
+        help="what weights may take of a GPU's memory, as 6G; those beyond stay in the host's (default: what is free)",
+    )
     add("--threads", type=int, metavar="N", help="default: one per core")
     add(
         "--precision",
@@ -49,6 +55,7 @@ def load_model(options: argparse.Namespace) -> Model:
             threads=options.threads,
             precision=options.precision,
             kv_cache=options.kv_cache,
+            device_memory=options.device_memory,
             progress=bar,
         )
         if options.adapter is not None:
@@ -71,6 +78,18 @@ def describe(model: Model) -> str:
         f"{name}: {count_text(info['parameters'])} parameters, {kinds.get(info['format'], info['format'])} "
         f"({info['architecture']}), {storages}, {info['bits_per_weight']:.1f} bits a weight, {info['device']}"
     )
+
+
+def byte_count(text: str) -> int:
+    """An argparse type: bytes, "800M", "6G" (powers of 1000)."""
+    factor = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}.get(text[-1:].upper(), 1)
+    try:
+        value = float(text if factor == 1 else text[:-1]) * factor
+    except ValueError:
+        value = 0
+    if not 1 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"expected a number of bytes such as 800M or 6G, found {text!r}")
+    return int(value)
 
 
 def positive(text: str) -> int:

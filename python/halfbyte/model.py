@@ -41,6 +41,7 @@ def load(
     threads: int | None = None,
     precision: Precision = "high",
     kv_cache: KvCache | None = None,
+    device_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Open a checkpoint.
@@ -51,13 +52,16 @@ def load(
         quantize: round the linear layers while loading: "nf4", "fp4", "int8", "bf16" or "f16". None: as they are. A
             mapping has one for each name or pattern, named as in Hugging Face files, and "keep" leaves layers as they
             are; the first that fits counts: ``{"model.layers.0": "int8", "*.down_proj": "keep", "*": "nf4"}``.
-        device: "cpu", "cuda" or "auto".
+        device: "cpu", "cuda", "cuda:1" (by CUDA's count) or "auto": what the environment variable
+            HALFBYTE_DEVICE names, else a GPU where there is one.
         threads: None: one per available core.
         precision: "high": at least as accurate as 16-bit floating point everywhere; "fast": may
             round activations to int8 where that is quicker; "float32": the reference, float32 activations on decoded
             weights.
         kv_cache: what a generation keeps of the tokens it has read: "f16", "bf16", "f32", or "int8", which rounds keys
             and values to 8 bits with one scale for each head and token. None: "f16"; "f32" with precision "float32".
+        device_memory: bytes that weights may take of a GPU's memory; those beyond stay in the host's, layer by layer,
+            and are streamed. None: what is free, less a reserve for caches.
         progress: called with 0..1 while loading, from this thread; an exception in it stops the loading.
 
     Raises:
@@ -78,8 +82,18 @@ def load(
         )
         raise NotFoundError(f"{path}: no such file or folder{hint}")
     plain, layers = roundings(location, quantize)
+    if device_memory is not None and device_memory < 1:
+        raise InvalidArgumentError(f"device_memory: expected a positive number of bytes or None, got {device_memory!r}")
     engine = _core.Engine.load(
-        str(location), device, thread_count(threads), precision, plain, progress, kv_cache=kv_cache or "", layers=layers
+        str(location),
+        device,
+        thread_count(threads),
+        precision,
+        plain,
+        progress,
+        kv_cache=kv_cache or "",
+        layers=layers,
+        device_memory=device_memory or 0,
     )
     return Model(engine, location)
 

@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core
-from .errors import Error, InvalidArgumentError
+from .errors import InvalidArgumentError
 
 Precision = Literal["high", "fast", "float32"]
-_DEVICES = ("cpu", "cuda")
 
 
 @functools.lru_cache(maxsize=32)
@@ -39,17 +38,12 @@ def _get(device: str, threads: int | None, precision: str) -> _core.Ops:
     return _ops(device, thread_count(threads), precision)
 
 
-@functools.cache
 def devices() -> tuple[str, ...]:
-    """Names of the devices that this build and machine can compute on, for example ``("cpu",)``."""
-    found = []
-    for name in _DEVICES:
-        try:
-            _core.Ops(name, 1, "high")
-        except Error:
-            continue
-        found.append(name)
-    return tuple(found)
+    """Names of the devices that this build and machine can compute on, for example ``("cpu", "cuda", "cuda:1")``.
+
+    ``halfbyte info --devices`` says what they are, and why there is no "cuda" where there is none.
+    """
+    return tuple(device["name"] for device in _core.list_devices() if device["available"])
 
 
 def _float32(where: str, name: str, value: ArrayLike) -> NDArray[np.float32]:

@@ -35,6 +35,7 @@ void test_null_pointers(hb_model* model) {
     NULL_POINTER(hb_options_set_threads(NULL, 1), "options");
     NULL_POINTER(hb_options_set_precision(NULL, "high"), "options");
     NULL_POINTER(hb_options_set_quantize(NULL, "nf4"), "options");
+    NULL_POINTER(hb_options_set_device_memory(NULL, 0), "options");
     NULL_POINTER(hb_options_set_kv_cache(NULL, "f16"), "options");
     NULL_POINTER(hb_options_set_progress(NULL, NULL, NULL), "options");
     NULL_POINTER(hb_model_open(NULL, NULL, &none), "path");

@@ -45,6 +45,7 @@ static hb_model* open_model(const char* name) {
     OK(hb_options_set_threads(options, 2));
     OK(hb_options_set_precision(options, "float32"));
     OK(hb_options_set_quantize(options, ""));
+    OK(hb_options_set_device_memory(options, 0));
     OK(hb_options_set_kv_cache(options, "bf16"));
     OK(hb_options_set_kv_cache(options, ""));
     OK(hb_options_set_progress(options, count_progress, &progress));

@@ -311,6 +311,22 @@ def _combined() -> None:
             _lora(target_modules=["k_proj"], trainable_token_indices=[9, 5], modules_to_save=["lm_head"], bias="all"),
             tokens=(9, 5),
         ),
+        "tokens-of-wide-layers": Trained(
+            "llama_tied_wide", _lora(target_modules=["q_proj"], trainable_token_indices=[9, 5]), tokens=(9, 5)
+        ),
+        "resized-with-wide-layers": Trained(
+            "llama_tied_wide",
+            _lora(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], **_CAUSAL),
+            vocabulary=VOCAB + 3,
+            tokens=(VOCAB + 1,),
+        ),
+        "positions-as-many-as-tokens": Trained(
+            "bert_long",
+            _lora(target_modules=["query"], modules_to_save=["position_embeddings", "word_embeddings"]),
+            "hidden",
+            vocabulary=VOCAB + 3,
+            tokens=(VOCAB + 1,),
+        ),
         "ia3-and-saved": Trained("llama", lambda: IA3Config(modules_to_save=["lm_head", "norm"], **_CAUSAL)),
         "dora-and-classes": Trained(
             "bert",

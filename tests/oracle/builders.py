@@ -124,6 +124,9 @@ _K = {
 SPECS: dict[str, Spec] = {
     "llama": Spec("LlamaForCausalLM", _llama()),
     "llama_tied": Spec("LlamaForCausalLM", _llama(tie_word_embeddings=True, rms_norm_eps=1e-3)),
+    # layers and tables exactly as wide as the vocabulary
+    "llama_tied_wide": Spec("LlamaForCausalLM", _llama(tie_word_embeddings=True, intermediate_size=VOCAB)),
+    "bert_long": Spec("BertModel", _bert(max_position_embeddings=VOCAB)),
     "llama_bias": Spec("LlamaForCausalLM", _llama(attention_bias=True, mlp_bias=True)),
     "llama_theta": Spec("LlamaForCausalLM", _llama(rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
     "llama_rope3": Spec("LlamaForCausalLM", _llama(rope_parameters=_LLAMA3)),

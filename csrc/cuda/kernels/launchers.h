@@ -4,8 +4,6 @@
 
 #include <cuda_runtime.h>
 
-#include <atomic>
-
 #include "cuda/commands.h"
 
 namespace halfbyte::cuda {
@@ -26,12 +24,9 @@ cudaError_t run(const StoreKv& command, cudaStream_t stream);         // store_k
 cudaError_t run(const Adapt& command, cudaStream_t stream);           // adapters.cu
 cudaError_t run(const Sample& command, cudaStream_t stream);          // sample.cu
 
-/// Multiprocessors that a grid should fill: set by the plugin when it opens a device, 132 until then. Splits of sums follow it.
-inline std::atomic<int>& multiprocessor_count() {
-    static std::atomic<int> count{132};
-    return count;
-}
-inline int multiprocessors() { return multiprocessor_count().load(std::memory_order_relaxed); }
+/// Multiprocessors of the device that is open: how many blocks are enough to fill it. launchers.cu
+int multiprocessors();
+void set_multiprocessors(int count);
 
 /// Bytes that Sample::scratch needs.
 size_t sample_scratch_bytes(int32_t count, int32_t vocab);

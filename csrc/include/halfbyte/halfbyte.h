@@ -66,8 +66,11 @@ typedef int (*hb_progress_callback)(double done, void* user);
 
 HB_API int hb_options_create(hb_options** options) HB_NOEXCEPT;
 HB_API void hb_options_free(hb_options* options) HB_NOEXCEPT;
-/* "cpu", "cuda" or "auto" (the default) */
+/* "cpu", "cuda", "cuda:1" (by CUDA's count) or "auto" (the default): a GPU where there is one */
 HB_API int hb_options_set_device(hb_options* options, const char* device) HB_NOEXCEPT;
+/* Bytes that weights may take of a GPU's memory; the rest stays in the host's, layer by layer, and is streamed. 0, the default:
+ * what is free, less a reserve for caches */
+HB_API int hb_options_set_device_memory(hb_options* options, uint64_t bytes) HB_NOEXCEPT;
 /* 0, the default: one thread per core that the process may use */
 HB_API int hb_options_set_threads(hb_options* options, int threads) HB_NOEXCEPT;
 /* "high" (the default: at least as accurate as 16-bit floats), "fast" (may use int8 activations) or "float32" (the reference) */
