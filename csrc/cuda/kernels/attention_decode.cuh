@@ -293,8 +293,10 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 1 ? 4 : 3) decode_
     }
 }
 
-/// The splits of a row and head, in order. grid: heads, queries, sequences.
+/// The splits of a row and head, in order. Bound by the latency of L2, so that 16 loads are on their way at once. grid: heads, queries,
+/// sequences.
 __global__ void __launch_bounds__(kDecodeThreads) merge_kernel(const Attention a) {
+    constexpr int kAtOnce = 16;
     HB_SHARED_ARRAY(float, factors, [kAttentionSplits]);
     HB_SHARED_ARRAY(float, all, [1]);
     const int thread = threadIdx.x, head = blockIdx.x, query = blockIdx.y;
@@ -316,7 +318,7 @@ __global__ void __launch_bounds__(kDecodeThreads) merge_kernel(const Attention a
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
             const float factor = exp2_fast(peaks[j] - base);
-            if (thread + 32 * j < a.splits) factors[thread + 32 * j] = factor;
+            factors[thread + 32 * j] = factor;  // of a split that there is not: 0
             sum += totals[j] * factor;
         }
         sum = warp_sum(sum);
@@ -325,9 +327,14 @@ __global__ void __launch_bounds__(kDecodeThreads) merge_kernel(const Attention a
     __syncthreads();
     for (int column = thread; column < a.head_dim; column += kDecodeThreads) {
         float sum = 0;
-#pragma unroll 4
-        for (int split = 0; split < a.splits; ++split)
-            sum = fmaf(partials[split * (width + 2) + column], factors[split], sum);
+        for (int split = 0; split < a.splits; split += kAtOnce) {
+            float part[kAtOnce];
+#pragma unroll
+            for (int j = 0; j < kAtOnce; ++j)
+                part[j] = split + j < a.splits ? partials[(split + j) * (width + 2) + column] : 0.0f;
+#pragma unroll
+            for (int j = 0; j < kAtOnce; ++j) sum = fmaf(part[j], factors[split + j], sum);
+        }
         a.out[row * a.out_stride + head * a.head_dim + column] = sum * all[0];
     }
 }
