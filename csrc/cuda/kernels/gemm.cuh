@@ -22,14 +22,15 @@ constexpr int kGemmFeatures = kGemmTiles * 16;
 constexpr int kGemmRowBytes = kTileCols * 2;  ///< of a row of x in a column tile: eight chunks of 16
 
 /// kRows: of x in a block.
-template <Format kFormat, int kRows>
+template <Format kFormat, int kScales, int kRows>
 struct GemmShape {
     static constexpr int kVectors = Tile<kFormat>::kVectors;
     static constexpr int kRowsBytes = kRows * kGemmRowBytes;
     static constexpr int kCodeBytes = kGemmTiles * kVectors * 512;
     static constexpr int kStageBytes = kRowsBytes + kCodeBytes;
     static constexpr int kTableBytes = kFormat == Format::codebook4 ? kTableFloats * 4 : 0;
-    static constexpr int kRoom = (96 << 10) - kTableBytes;  // sm_86, sm_89 and sm_120 have 99 KB
+    static constexpr int kStaticBytes = 2 * (kScales == 0 ? 1 : kScales) * kGemmFeatures * 8 + 16;
+    static constexpr int kRoom = (99 << 10) - kTableBytes - kStaticBytes;  // sm_86, sm_89 and sm_120 have 99 KB
     static constexpr int kStages = kRoom / kStageBytes >= 4 ? 4 : kRoom / kStageBytes;
     static constexpr int kSharedBytes = kTableBytes + kStages * kStageBytes;
     static_assert(kStages >= 2);
@@ -85,7 +86,7 @@ __device__ __forceinline__ void gemm_store(const LinearPart& part, int row, int 
 /// grid: [blocks of features of all parts, blocks of rows, splits of the columns]. kScales: of a row in a column tile; 0: floats.
 template <Format kFormat, int kScales, int kRows>
 __global__ void __launch_bounds__(kGemmThreads, 1) gemm_kernel(const __grid_constant__ Gemm command) {
-    using Shape = GemmShape<kFormat, kRows>;
+    using Shape = GemmShape<kFormat, kScales, kRows>;
     constexpr int kV = Shape::kVectors, kStages = Shape::kStages, kBlocks = kScales == 0 ? 1 : kScales;
     constexpr int kGroups = kRows / 8;  // of eight rows of x
     HB_DYNAMIC_SHARED(dynamic);

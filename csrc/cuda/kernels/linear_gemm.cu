@@ -30,7 +30,7 @@ int choose_splits(int64_t blocks, int col_tiles, int64_t values) {
 
 template <Format kFormat, int kScales, int kRows>
 cudaError_t run_shape(const Gemm& command, cudaStream_t stream) {
-    using Shape = GemmShape<kFormat, kRows>;
+    using Shape = GemmShape<kFormat, kScales, kRows>;
     const auto kernel = &gemm_kernel<kFormat, kScales, kRows>;
     if (Shape::kSharedBytes > (48 << 10)) {
         const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
