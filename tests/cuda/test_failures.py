@@ -121,7 +121,9 @@ out = [error, attempt(load_and_run)]
     assert again is None, again
 
 
-@pytest.mark.parametrize("play", ["deferred", "order=reverse,no_reuse", "order=random,seed=2,deferred", "multiprocessors=1"])
+@pytest.mark.parametrize(
+    "play", ["deferred", "order=reverse,no_reuse", "order=random,seed=2,deferred", "multiprocessors=1"]
+)
 def test_whenever_the_device_works(play: str, emulated: str, zoo: Zoo) -> None:
     """The same tokens where streams run as late as they may (staging memory must wait for them), where what was freed is
     poisoned, whatever the order of threads and blocks; and where splits of sums follow another machine's size, but for what

@@ -76,13 +76,6 @@ __device__ __forceinline__ void gemm_operand(const uint32_t (&words)[kStepWords<
     }
 }
 
-__device__ __forceinline__ void gemm_store(const LinearPart& part, int row, int feature, float sum) {
-    if (feature >= part.weight.rows) return;
-    float* const y = part.y + row * part.y_stride + feature;
-    if (part.bias != nullptr) sum += __ldg(part.bias + feature);
-    *y = part.accumulate ? *y + sum : sum;
-}
-
 /// grid: [blocks of features of all parts, blocks of rows, splits of the columns]. kScales: of a row in a column tile; 0: floats.
 template <Format kFormat, int kScales, int kRows>
 __global__ void __launch_bounds__(kGemmThreads, 1) gemm_kernel(const __grid_constant__ Gemm command) {
@@ -115,7 +108,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1) gemm_kernel(const __grid_cons
             cp_async_16(stage + x_place + i * 16 * kGemmRowBytes, valid ? from : static_cast<const void*>(command.x), valid);
             from += 16 * x_pitch;
         }
-#pragma unroll
+#pragma unroll 1  // as many pointers as turns would be kept
         for (int i = 0; i < kGemmTiles * kV / kGemmWarps; ++i) {
             const int vector = i * kGemmWarps + warp;
             const int row_tile = min(unit.first_tile + vector / kV, w.row_tiles - 1);  // beyond the last: nobody looks
@@ -197,43 +190,58 @@ __global__ void __launch_bounds__(kGemmThreads, 1) gemm_kernel(const __grid_cons
         }
     }
 
-    const bool split = gridDim.z > 1;
-    const int block = int(blockIdx.y * gridDim.x + blockIdx.x);
-    constexpr int kValues = kRows * kGemmFeatures;
-    float* const partials = split ? command.partials + int64_t(block) * gridDim.z * kValues : nullptr;
+    // Through shared memory to threads that have a feature each: its bias is read once, and a warp writes 128 bytes in a row.
+    cp_async_wait<0>();
+    __syncthreads();
+    auto* const room =
+        reinterpret_cast<float*>(stages);  // [rows][kPitch]: the four rows of a store fall into banks of their own
+    constexpr int kPitch = kGemmFeatures + 4;
+    static_assert(kRows * kPitch * 4 <= kStages * Shape::kStageBytes);
 #pragma unroll
     for (int r = 0; r < kGemmRowTiles; ++r)
 #pragma unroll
         for (int n = 0; n < kGroups; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                // Eight lanes write eight features beside one another: whole sectors.
                 const int row = n * 8 + lane % 4 * 2 + i % 2;
-                const int feature = (warp * kGemmRowTiles + r) * 16 + i / 2 * 8 + lane / 4;
-                if (unit.first_row + row >= command.rows) continue;
-                if (split)
-                    __stcg(partials + int(blockIdx.z) * kValues + row * kGemmFeatures + feature, sum[r][n][i]);
-                else
-                    gemm_store(part, unit.first_row + row, unit.first_tile * 16 + feature, sum[r][n][i]);
+                room[row * kPitch + (warp * kGemmRowTiles + r) * 16 + i / 2 * 8 + lane / 4] = sum[r][n][i];
             }
-    if (!split) return;
-    // The last block to come adds the sums of all splits, in their order.
-    __threadfence();
     __syncthreads();
-    if (thread == 0) {
-        const bool last = atomicAdd(command.counters + block, 1u) == gridDim.z - 1;
-        if (last) command.counters[block] = 0;
-        *flag = last;
+    static_assert(kGemmFeatures == kGemmThreads);
+    const int rows = min(kRows, command.rows - unit.first_row);
+    const int block = int(blockIdx.y * gridDim.x + blockIdx.x), splits = int(gridDim.z);
+    constexpr int kValues = kRows * kGemmFeatures;
+    float* const partials = splits > 1 ? command.partials + int64_t(block) * splits * kValues + thread : nullptr;
+    if (splits > 1) {
+#pragma unroll 4
+        for (int row = 0; row < rows; ++row)
+            __stcg(partials + int(blockIdx.z) * kValues + row * kGemmFeatures, room[row * kPitch + thread]);
+        // The last block to come adds the sums of all splits, in their order.
+        __threadfence();
+        __syncthreads();
+        if (thread == 0) {
+            const bool last = atomicAdd(command.counters + block, 1u) == unsigned(splits) - 1;
+            if (last) command.counters[block] = 0;
+            *flag = last;
+        }
+        __syncthreads();
+        if (*flag == 0) return;
+        __threadfence();
     }
-    __syncthreads();
-    if (*flag == 0) return;
-    __threadfence();
-    for (int i = thread; i < kValues; i += kGemmThreads) {
-        const int row = unit.first_row + i / kGemmFeatures;
-        if (row >= command.rows) break;
+    const int feature = unit.first_tile * 16 + thread;
+    if (feature >= w.rows) return;
+    const float bias = part.bias != nullptr ? __ldg(part.bias + feature) : 0.0f;
+    float* y = part.y + unit.first_row * part.y_stride + feature;
+#pragma unroll 4
+    for (int row = 0; row < rows; ++row, y += part.y_stride) {
         float total = 0.0f;
-        for (int s = 0; s < int(gridDim.z); ++s) total += __ldcg(partials + s * kValues + i);
-        gemm_store(part, row, unit.first_tile * 16 + i % kGemmFeatures, total);
+        if (splits == 1) {
+            total = room[row * kPitch + thread];
+        } else {
+            for (int s = 0; s < splits; ++s) total += __ldcg(partials + s * kValues + row * kGemmFeatures);
+        }
+        total += bias;
+        *y = part.accumulate ? *y + total : total;
     }
 }
 

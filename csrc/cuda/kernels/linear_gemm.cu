@@ -6,9 +6,11 @@ namespace halfbyte::cuda {
 
 namespace {
 
+/// Scales of a row in a column tile, as the kernels know them: blocks of 32 columns are read as two of 16; bytes, whose decoding
+/// needs the registers of the other kernel, have four at all times.
 int scales_of_tile(const TiledWeight& w) {
-    if (w.format != Format::codebook4 && w.format != Format::int8) return 0;
-    return w.block_shift >= 6 ? 1 : w.block_shift == 5 ? 2 : 4;
+    if (w.format == Format::codebook4) return w.block_shift >= 6 ? 1 : 4;
+    return w.format == Format::int8 ? 4 : 0;
 }
 
 bool valid(const Gemm& command) {
@@ -50,9 +52,12 @@ template <Format kFormat, int kScales>
 cudaError_t run_rows(const Gemm& command, cudaStream_t stream) {
     if (command.rows <= 32) return run_shape<kFormat, kScales, 32>(command, stream);
     // Values of 4 bytes: 128 rows beside them leave no room for two stages' registers.
-    if constexpr (kFormat == Format::f32) return run_shape<kFormat, kScales, 64>(command, stream);
-    if (command.rows <= 64) return run_shape<kFormat, kScales, 64>(command, stream);
-    return run_shape<kFormat, kScales, 128>(command, stream);
+    if constexpr (kFormat == Format::f32) {
+        return run_shape<kFormat, kScales, 64>(command, stream);
+    } else {
+        if (command.rows <= 64) return run_shape<kFormat, kScales, 64>(command, stream);
+        return run_shape<kFormat, kScales, 128>(command, stream);
+    }
 }
 
 }  // namespace
@@ -77,11 +82,9 @@ cudaError_t run(const Gemm& command, cudaStream_t stream) {
             if constexpr (!Tile<kFormat>::kHasScales) {
                 return run_rows<kFormat, 0>(together, stream);
             } else {
-                switch (scales_of_tile(kind)) {
-                    case 1: return run_rows<kFormat, 1>(together, stream);
-                    case 2: return run_rows<kFormat, 2>(together, stream);
-                    default: return run_rows<kFormat, 4>(together, stream);
-                }
+                if constexpr (kFormat == Format::codebook4)
+                    if (scales_of_tile(kind) == 1) return run_rows<kFormat, 1>(together, stream);
+                return run_rows<kFormat, 4>(together, stream);
             }
         });
         if (error != cudaSuccess) return error;
