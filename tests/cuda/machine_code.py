@@ -1,4 +1,4 @@
-"""What the CUDA plugin holds: its kernels as machine code, read with NVIDIA's own tools from the packages of the test extra."""
+"""What the CUDA plugin holds: its kernels as machine code, read with NVIDIA's own tools from packages on PyPI."""
 
 from __future__ import annotations
 

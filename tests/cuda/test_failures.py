@@ -1,4 +1,4 @@
-"""What goes wrong on a machine with a GPU: no driver, an old one, no memory in the middle of loading, a kernel that fails.
+"""What goes wrong on a machine with a GPU: no driver, an old one, no memory in mid-load, a kernel that fails.
 
 Each in a process of its own; the environment variable CUDAEMU tells the emulator what to play (tests/cuda/emulator).
 """
@@ -108,7 +108,7 @@ out = [first, second, third, halfbyte.load(path, device="cpu").generate_tokens([
 
 @pytest.mark.parametrize("call", [1, 4, 9, 20, 60])
 def test_any_call_may_fail(call: int, emulated: str, zoo: Zoo) -> None:
-    """Whichever call of the CUDA runtime fails while a model is loaded and run: an error, no crash, and a device that still can."""
+    """Whichever call of the CUDA runtime fails: an error, no crash, and a device that still can."""
     code = """
 def load_and_run():
     model = halfbyte.load(path, device="cuda")
@@ -125,9 +125,8 @@ out = [error, attempt(load_and_run)]
     "play", ["deferred", "order=reverse,no_reuse", "order=random,seed=2,deferred", "multiprocessors=1"]
 )
 def test_whenever_the_device_works(play: str, emulated: str, zoo: Zoo) -> None:
-    """The same tokens where streams run as late as they may (staging memory must wait for them), where what was freed is
-    poisoned, whatever the order of threads and blocks; and where splits of sums follow another machine's size, but for what
-    rounding decides: there, logits."""
+    """The same tokens where streams run as late as they may (staging memory must wait for them), where what was freed
+    is poisoned, in whatever order threads and blocks run, and where splits of sums follow another machine's size."""
     code = """
 cuda = halfbyte.load(path, device="cuda", precision="float32")
 cpu = halfbyte.load(path, device="cpu", precision="float32")

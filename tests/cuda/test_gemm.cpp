@@ -1,4 +1,5 @@
 // Products with many rows on tensor cores, against double on weights rounded to bf16 as the kernel rounds them.
+#include "accesses.h"
 #include "cuda/kernels/launchers.h"
 #include "linear_weights.h"
 
@@ -113,6 +114,43 @@ void cases() {
         gemm("q, k, v, b", {{&q, true, false}, {&k, false, true}, {&v, true, true}, {&b, false, false}}, rows, 12, splits);
 }
 
+/// In the main loop no bank conflict, and no sector fetched for a part of it; seen by the race build.
+void memory() {
+    using namespace cudaemu::accesses;
+    if (!available()) return;
+    start();
+    Splits splits;
+    const DeviceWeight nf4(bnb4(nf4_storage(), 256, 512, 64, 256)), bytes(int8(256, 512, 64)),
+        half(floats(DType::f16, 256, 512));
+    for (const DeviceWeight* w : {&nf4, &bytes, &half})
+        for (const size_t rows : {32, 64, 128}) gemm("memory", {{w, true, false}}, rows, 1, splits);
+    stop();
+    for (const char* line :
+         {"cp_async_16(stage + x_place", "cp_async_16(stage + Shape::kRowsBytes", "ldmatrix_x4(b", "held[r][v] = codes",
+          "level[e] = lane_table", "scale[half] = scales", "scales[b][thread]", "room[row * kPitch + (warp"}) {
+        const Row row = total("gemm_kernel<", line, Space::shared);
+        report(std::string("bank conflicts of ") + line,
+               row.requests == 0 ? "no such line"
+               : row.wavefronts != row.least_wavefronts
+                   ? std::to_string(row.wavefronts) + " wavefronts for " + std::to_string(row.least_wavefronts)
+                   : "");
+    }
+    for (const char* line :
+         {"cp_async_16(stage + x_place", "cp_async_16(stage + Shape::kRowsBytes", "*y = part.accumulate"}) {
+        const Row row = total("gemm_kernel<", line, Space::global);
+        report(std::string("sectors of ") + line,
+               row.requests == 0 ? "no such line"
+               : row.sectors != row.least_sectors
+                   ? std::to_string(row.sectors) + " sectors for " + std::to_string(row.least_sectors)
+                   : "");
+    }
+}
+
 }  // namespace
 
-int main(int argc, char** argv) { return test::run_all(argc, argv, cases); }
+int main(int argc, char** argv) {
+    return test::run_all(argc, argv, [] {
+        cases();
+        memory();
+    });
+}

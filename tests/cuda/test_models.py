@@ -17,6 +17,7 @@ from oracle.cases import SEQUENCES, random_ids, run, run_together
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
     from oracle.adapters import Adapters
     from oracle.builders import Zoo
     from oracle.cases import Engines, References

@@ -154,19 +154,20 @@ __global__ void __launch_bounds__(kGemmThreads, 1) gemm_kernel(const __grid_cons
         const unsigned char* const stage = stages + (tile - unit.first) % kStages * Shape::kStageBytes;
         const auto* const codes =
             reinterpret_cast<const uint4*>(stage + Shape::kRowsBytes) + warp * kGemmRowTiles * kV * 32 + lane;
+        constexpr int kWords = kStepWords<kFormat>, kHeld = kWords < 4 ? 1 : kWords / 4;
+        uint4 held[kGemmRowTiles][kHeld];  // what the lane has of the vectors of this step
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
             uint32_t a[kGemmRowTiles][4];
 #pragma unroll
             for (int r = 0; r < kGemmRowTiles; ++r) {
-                constexpr int kWords = kStepWords<kFormat>;
+                if (step * kWords % 4 == 0) {
+#pragma unroll
+                    for (int v = 0; v < kHeld; ++v) held[r][v] = codes[(r * kV + step * kWords / 4 + v) * 32];
+                }
                 uint32_t words[kWords];
 #pragma unroll
-                for (int i = 0; i < kWords; ++i) {
-                    // Reads of one vector fall together: the compiler keeps it over the steps.
-                    const int at = step * kWords + i;
-                    words[i] = vector_word(codes[(r * kV + at / 4) * 32], at % 4);
-                }
+                for (int i = 0; i < kWords; ++i) words[i] = vector_word(held[r][i / 4], (step * kWords + i) % 4);
                 float2 scale[2] = {};
                 if constexpr (kScales > 0) {
 #pragma unroll
