@@ -462,8 +462,11 @@ bool host_may_lend(const void* pointer) {
     return false;
 }
 
+std::function<void(const Launch&)> on_launch;
+
 void run_grid(const Launch& launch) {
     DeviceMemoryOpen open;
+    if (on_launch) on_launch(launch);
     running_thread = std::this_thread::get_id();
     const dim3 grid = launch.grid;
     const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;

@@ -57,6 +57,10 @@ struct Statistics {
 extern Options options;
 extern Statistics statistics;
 
+struct Launch;
+/// Called before each kernel runs, where it is set: device memory is open then.
+extern std::function<void(const Launch&)> on_launch;
+
 // What a kernel did that CUDA forbids. launch() reports it as cudaErrorLaunchFailure.
 struct Fault : std::runtime_error {
     using std::runtime_error::runtime_error;
