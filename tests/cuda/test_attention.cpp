@@ -357,5 +357,10 @@ int main(int argc, char** argv) {
         not_a_number("prefill of a NaN", 6, false, 1);
         not_a_number("exact attention of a NaN", 6, true, 1);
         wrong_commands();
+        // Of all the cases: heads of 64 and 128 elements, whose rows fill the banks.
+        for (const char* line : {"ldmatrix_x4(k, k_lane", "ldmatrix_x4_trans(v", "ldmatrix_x4(q[t]"})
+            expect_conflict_free("attention::prefill_kernel<", line);
+        expect_conflict_free("attention::decode_kernel<", "const float4 w =");
+        expect_sectors("attention::decode_kernel<", "__ldg(reinterpret_cast<const uint4*>(row");
     });
 }

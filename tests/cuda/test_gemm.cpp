@@ -127,23 +127,10 @@ void memory() {
     stop();
     for (const char* line :
          {"cp_async_16(stage + x_place", "cp_async_16(stage + Shape::kRowsBytes", "ldmatrix_x4(b", "held[r][v] = codes",
-          "level[e] = lane_table", "scale[half] = scales", "scales[b][thread]", "room[row * kPitch + (warp"}) {
-        const Row row = total("gemm_kernel<", line, Space::shared);
-        report(std::string("bank conflicts of ") + line,
-               row.requests == 0 ? "no such line"
-               : row.wavefronts != row.least_wavefronts
-                   ? std::to_string(row.wavefronts) + " wavefronts for " + std::to_string(row.least_wavefronts)
-                   : "");
-    }
-    for (const char* line :
-         {"cp_async_16(stage + x_place", "cp_async_16(stage + Shape::kRowsBytes", "*y = part.accumulate"}) {
-        const Row row = total("gemm_kernel<", line, Space::global);
-        report(std::string("sectors of ") + line,
-               row.requests == 0 ? "no such line"
-               : row.sectors != row.least_sectors
-                   ? std::to_string(row.sectors) + " sectors for " + std::to_string(row.least_sectors)
-                   : "");
-    }
+          "level[e] = lane_table", "scale[half] = scales", "scales[b][thread]", "room[row * kPitch + (warp"})
+        expect_conflict_free("gemm_kernel<", line);
+    for (const char* line : {"cp_async_16(stage + x_place", "cp_async_16(stage + Shape::kRowsBytes", "*y = part.accumulate"})
+        expect_sectors("gemm_kernel<", line);
 }
 
 }  // namespace
