@@ -203,8 +203,8 @@ where one block fits a multiprocessor, a warp's own decoding stands in front of 
 will be lower. A memory is taken to give 92 % of its figure (an assumption, as is 1.5 us from kernel to kernel within
 a graph). Hopper's `mma.sync` may not reach the rate of `wgmma` that the data sheet states.
 """
-MODELS_TEXT = """Everything NF4, double-quantised; the sum of weights at the rates above, keys and values in 16 bits, and
-the launches. Norms, rope and the sampler are in the launches alone: their bytes are less than a hundredth."""
+MODELS_TEXT = """Everything NF4, double-quantised; the sum of weights at the rates above, keys and values in 16 bits,
+and the launches. Norms, rope and the sampler are in the launches alone: their bytes are less than a hundredth."""
 PUBLISHED = """
 ## What others have published
 
