@@ -1,4 +1,4 @@
-"""The functions on numpy arrays with device="cuda": arrays go to the device and come back, the numbers are the CPU's."""
+"""Functions on numpy arrays with device="cuda": arrays go to the device and come back, the numbers are the CPU's."""
 
 from __future__ import annotations
 
