@@ -294,6 +294,7 @@ void bind_engine(py::module_& m) {
         .def("info", &info)
         .def_property_readonly("parallel_regions",
                                [](const Engine& engine) { return engine.device().host_pool().regions(); })
+        .def_property_readonly("replays", [](const Engine& engine) { return engine.device().replays(); })
         .def(
             "logits",
             [](const Engine& engine, const Tokens& tokens, const Vector<int64_t>& lengths, const NamedMixes& adapters) {

@@ -87,7 +87,8 @@ void CudaDevice::attention(const Tensor& q, const KvView& k, const KvView& v, st
     command.head_dim = int32_t(params.head_dim);
     command.scale = params.scale, command.causal = params.causal, command.window = int32_t(params.window);
     command.softcap = params.softcap;
-    command.bias = params.bias, command.bias_head_stride = params.bias_head_stride, command.bias_row_stride = max_keys;
+    if (params.bias != nullptr)  // else the command stays the same while keys grow
+        command.bias = params.bias, command.bias_head_stride = params.bias_head_stride, command.bias_row_stride = max_keys;
     command.exact = precision_ == Precision::float32;
     // A bound that stays the same for many steps: the command, and with it the graph, stays the same.
     const int64_t bound = int64_t(std::bit_ceil(uint64_t(std::max(max_keys, kLeastBound))));

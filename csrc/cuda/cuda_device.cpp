@@ -53,6 +53,11 @@ std::string CudaDevice::description() const {
     return concat("cuda ", info.name, " (sm_", info.compute_major, info.compute_minor, "), ", precision);
 }
 
+uint64_t CudaDevice::replays() {
+    const auto held = core_->lock();
+    return core_->queue().graphs_launched();
+}
+
 Weight CudaDevice::upload(const Weight& weight, WeightUse) {
     expect(bool(weight), "upload: the weight is empty");
     return weights_.upload(core_, weight, pool_);

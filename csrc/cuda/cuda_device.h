@@ -29,6 +29,7 @@ public:
     Precision precision() const override { return precision_; }
     DType cache_dtype() const override { return precision_ == Precision::float32 ? DType::f32 : DType::f16; }
     bool memory_is_host() const override { return false; }
+    uint64_t replays() override;
     ThreadPool& host_pool() override { return pool_; }
 
     Buffer allocate(size_t bytes) override { return core_->buffer(bytes, "activations or a cache"); }

@@ -182,6 +182,8 @@ public:
     virtual DType cache_dtype() const = 0;  ///< what a KV cache should hold where nobody asks for something else
     /// True where Tensors and buffers lie in memory that the host reads and writes as its own.
     virtual bool memory_is_host() const = 0;
+    /// Lists of work that were sent as one recorded graph so far; 0 where a device has no such thing.
+    virtual uint64_t replays() { return 0; }
     /// Threads for host-side work (loading, encoding).
     virtual ThreadPool& host_pool() = 0;
 

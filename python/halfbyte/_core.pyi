@@ -256,6 +256,9 @@ class Engine:
     @property
     def parallel_regions(self) -> int:
         """Work that was shared among threads so far, each a fork and a join."""
+    @property
+    def replays(self) -> int:
+        """Steps that a GPU ran as a recorded graph so far."""
     def logits(
         self, tokens: NDArray[np.int32], lengths: NDArray[np.int64], adapters: list[Mix] | None
     ) -> NDArray[np.float32]:

@@ -142,6 +142,16 @@ def test_a_batch_of_adapters(on_cuda: Engines, adapters: Adapters) -> None:
         model.unload_adapter("b")
 
 
+def test_steps_are_graphs(zoo: Zoo) -> None:
+    """One token after another is the same list of commands: from the fifth step on (two places for staged values take
+    turns, each sees its list twice) a step is one graph, until the bound for keys grows."""
+    model = halfbyte.load(zoo.path("llama/nf4-dq"), device="cuda")
+    tokens = model.generate_tokens(list(range(40, 59)), max_tokens=14)
+    assert len(tokens) == 14
+    assert model._engine.replays >= len(tokens) - 1 - 4
+    model.close()
+
+
 def test_many_threads(on_cuda: Engines) -> None:
     """Threads that write different texts on one device take turns in its queue: each gets what it gets alone."""
     model = on_cuda.get("llama/nf4-dq", "float32", device="cuda")
