@@ -24,7 +24,7 @@ set(HALFBYTE_CUDA_ARCHITECTURES "80;86;89;90;100;120" CACHE STRING "Compute capa
 
 if(HALFBYTE_CUDA_FOUND AND HALFBYTE_PYTHON)
   # nvcc is called by hand: CMake's own CUDA support wants a working GPU toolchain for the whole project, and this is one library.
-  set(nvcc_flags -std=c++20 -O3 --threads 0 -Xcompiler=-fPIC,-fvisibility=hidden,-Wall -I${PROJECT_SOURCE_DIR}/csrc)
+  set(nvcc_flags -std=c++20 -O3 -compress-mode=size --threads 2 -Xcompiler=-fPIC,-fvisibility=hidden,-Wall -I${PROJECT_SOURCE_DIR}/csrc)
   foreach(architecture ${HALFBYTE_CUDA_ARCHITECTURES})
     list(APPEND nvcc_flags -gencode=arch=compute_${architecture},code=sm_${architecture})
   endforeach()
@@ -44,7 +44,7 @@ if(HALFBYTE_CUDA_FOUND AND HALFBYTE_PYTHON)
   endforeach()
   set(plugin ${CMAKE_CURRENT_BINARY_DIR}/libhalfbyte_cuda.so)
   add_custom_command(OUTPUT ${plugin} DEPENDS ${plugin_objects} VERBATIM
-                     COMMAND ${HALFBYTE_NVCC} -shared -cudart static -Xlinker --exclude-libs=ALL -Xlinker -z,defs -Xlinker -s
+                     COMMAND ${HALFBYTE_NVCC} -shared -cudart static -arch=sm_${oldest} -Xlinker --exclude-libs=ALL -Xlinker -z,defs -Xlinker -s
                              -o ${plugin} ${plugin_objects}
                      COMMENT "CUDA: libhalfbyte_cuda.so")
   add_custom_target(halfbyte_cuda ALL DEPENDS ${plugin})

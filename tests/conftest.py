@@ -25,6 +25,8 @@ os.environ.setdefault("HALFBYTE_DEVICE", "cpu")
 EMULATED = Path(__file__).parents[1] / "build/dev/tests/cuda/libhalfbyte_cuda_emulated.so"
 if EMULATED.exists():
     os.environ.setdefault("HALFBYTE_CUDA_LIBRARY", str(EMULATED))
+    # Closing device memory to the host round every launch takes half of the time; tests/cuda has tests that do.
+    os.environ.setdefault("CUDAEMU", "open")
 # bitsandbytes would compile its decoder with a C++ compiler, anew for each shape.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 

@@ -21,14 +21,14 @@ Element element_of(DType dtype) {
     }
 }
 
-KvSource source_of(const KvView& view) {
+KvSource source_of(const KvView& view, int64_t head_dim) {
     KvSource source{};
     source.data = view.data;
     source.element = element_of(view.dtype);
     if (view.rows == 0) {
-        source.head_stride = view.head_dim, source.row_stride = view.stride;
+        source.head_stride = head_dim, source.row_stride = view.stride;
     } else {
-        source.row_stride = kv_width(view.head_dim), source.head_stride = view.rows * source.row_stride;
+        source.row_stride = kv_width(head_dim), source.head_stride = view.rows * source.row_stride;
         source.scales = view.scales, source.scale_stride = view.rows;
     }
     return source;
@@ -81,7 +81,7 @@ void CudaDevice::attention(const Tensor& q, const KvView& k, const KvView& v, st
     Attention command{};
     command.q = q.data, command.q_stride = q.stride;
     command.out = out.data, command.out_stride = out.stride;
-    command.k = source_of(k), command.v = source_of(v);
+    command.k = source_of(k, params.head_dim), command.v = source_of(v, params.head_dim);
     command.count = int32_t(staged.size());
     command.heads = int32_t(params.heads), command.kv_heads = int32_t(params.kv_heads);
     command.head_dim = int32_t(params.head_dim);

@@ -36,7 +36,7 @@ Core::Core(const Plugin& plugin, int index, size_t memory_limit)
         weight_limit_ += pool_.in_use();
     } catch (...) {
         queue_.reset();
-        pool_.trim();
+        pool_.release_all();
         plugin_.close(context_);
         context_ = nullptr;
         throw;

@@ -96,7 +96,7 @@ def test_generate_options(tiny_llama: Path) -> None:
         chat = model.chat([{"role": "user", "content": "Hi"}], max_tokens=9)
     assert run("generate", "--chat", "Hi", "-m", str(tiny_llama), "-n", "9", "-q").stdout == chat + "\n"
     assert "prompt is empty" in run("generate", "-m", str(tiny_llama), code=1).stderr
-    assert "cuda" in run("generate", "x", "-m", str(tiny_llama), "--device", "cuda", code=1).stderr
+    assert "cuda" in run("generate", "x", "-m", str(tiny_llama), "--device", "cuda:7", code=1).stderr
 
 
 def test_chat(tiny_llama: Path) -> None:

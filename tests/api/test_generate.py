@@ -296,7 +296,7 @@ def test_quantize_while_loading(tiny_llama: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"device": "cuda"}, Error, "cuda"),
+        ({"device": "cuda:7"}, Error, "cuda"),
         ({"device": "abacus"}, Error, "abacus"),
         ({"precision": "lowest"}, InvalidArgumentError, "lowest"),
         ({"quantize": "nf5"}, InvalidArgumentError, "nf5"),

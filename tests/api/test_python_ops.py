@@ -103,7 +103,7 @@ def test_linear_errors() -> None:
     with pytest.raises(InvalidArgumentError, match="precision"):
         ops.linear(np.ones((2, 8)), w, precision="lowest")  # type: ignore[arg-type]
     with pytest.raises(halfbyte.Error, match="cuda"):
-        ops.linear(np.ones((2, 8)), w, device="cuda")
+        ops.linear(np.ones((2, 8)), w, device="cuda:7")
 
 
 def sdpa(q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], **options: Any) -> NDArray[Any]:

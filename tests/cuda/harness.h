@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "accesses.h"
 #include "cudaemu.h"
 
 namespace test {
@@ -79,21 +80,49 @@ inline void check(const std::string& name, cudaError_t error, const std::vector<
     report(name, "");
 }
 
+/// In a race build: the requests to shared memory of this kernel (part of its name) from source lines that hold this text need no
+/// wavefront more than they must; there are some.
+inline void expect_conflict_free(const std::string& kernel, const std::string& text) {
+    if (!cudaemu::accesses::available()) return;
+    const auto row = cudaemu::accesses::total(kernel, text, cudaemu::accesses::Space::shared);
+    report(kernel + ", '" + text + "'", row.requests == 0 ? "no access to shared memory was seen"
+                                        : row.wavefronts == row.least_wavefronts
+                                            ? ""
+                                            : std::to_string(row.wavefronts) + " wavefronts, not " +
+                                                  std::to_string(row.least_wavefronts) + " (see --accesses)");
+}
+
+/// The same of global memory: at most `most` times the sectors that hold as many bytes.
+inline void expect_sectors(const std::string& kernel, const std::string& text, double most = 1) {
+    if (!cudaemu::accesses::available()) return;
+    const auto row = cudaemu::accesses::total(kernel, text, cudaemu::accesses::Space::global);
+    report(kernel + ", '" + text + "'",
+           row.requests == 0 ? "no access to global memory was seen"
+           : double(row.sectors) <= most * double(row.least_sectors)
+               ? ""
+               : std::to_string(row.sectors) + " sectors, not " + std::to_string(row.least_sectors) + " (see --accesses)");
+}
+
 /// Reads --order=forward|reverse|random and --seeds=N (1), runs the cases under each, prints the count. The exit status.
+/// With --accesses a race build also prints how the kernels' loads and stores meet the memory (emulator/accesses.h).
 template <class F>
 int run_all(int argc, char** argv, F cases) {
     int seeds = 1;
+    bool accesses = false;
+    cudaemu::accesses::start();
     cudaemu::options.reuse_addresses = false;
     for (int i = 1; i < argc; ++i) {
         const std::string argument = argv[i];
         if (argument == "--order=reverse") cudaemu::options.order = cudaemu::Order::reverse;
         if (argument == "--order=random") cudaemu::options.order = cudaemu::Order::random;
+        if (argument == "--accesses") accesses = true;
         if (argument.rfind("--seeds=", 0) == 0) seeds = std::stoi(argument.substr(8));
     }
     for (int seed = 0; seed < seeds; ++seed) {
         cudaemu::options.seed = uint64_t(seed);
         cases();
     }
+    if (accesses) std::fputs(cudaemu::accesses::format(cudaemu::accesses::table()).c_str(), stdout);
     std::printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }

@@ -308,6 +308,28 @@ void float32() {
     run_case(exact(activations(2, 20, {{17, 17}, {6, 66}}, 3)));
 }
 
+/// A NaN in a query spoils its own row and head, and is not taken for a row that sees nothing.
+void not_a_number(const char* name, int rows, bool exactly, int splits) {
+    constexpr int kHeads = 2, kDim = 32, kKeys = 70;
+    std::vector<float> q = normal(size_t(rows * kHeads * kDim));
+    q[kDim + 3] = NAN;  // row 0, head 1
+    const DeviceArray<float> device_q(q), kv(normal(size_t(kKeys * kHeads * kDim))), out(q.size());
+    const DeviceArray<float> partials(size_t(rows * kHeads * splits * (kDim + 2)));
+    const DeviceArray<AttentionSequence> sequences(std::vector<AttentionSequence>{{0, rows, 0, kKeys}});
+    Attention a{};
+    a.q = device_q.data, a.out = out.data, a.q_stride = a.out_stride = kHeads * kDim;
+    a.k = a.v = {kv.data, Element::f32, kDim, kHeads * kDim, nullptr, 0};
+    a.sequences = sequences.data, a.count = 1, a.heads = a.kv_heads = kHeads, a.head_dim = kDim, a.scale = 0.2f;
+    a.max_rows = rows, a.max_keys = kKeys, a.exact = exactly, a.splits = splits, a.partials = partials.data;
+    const cudaError_t error = run(a, nullptr);
+    std::string problem = error == cudaSuccess ? "" : cudaGetErrorString(error);
+    const std::vector<float> got = problem.empty() ? out.host() : std::vector<float>();
+    for (size_t i = 0; i < got.size(); ++i)
+        if (std::isnan(got[i]) != (i / kDim == 1))
+            problem = "element " + std::to_string(i) + " is " + std::to_string(got[i]);
+    report(name, problem);
+}
+
 void wrong_commands() {
     Attention a{};
     a.heads = a.kv_heads = a.head_dim = a.splits = 1;
@@ -330,6 +352,15 @@ int main(int argc, char** argv) {
         few_queries();
         many_queries();
         float32();
+        not_a_number("decode of a NaN", 1, false, 1);
+        not_a_number("split decode of a NaN", 2, false, 2);
+        not_a_number("prefill of a NaN", 6, false, 1);
+        not_a_number("exact attention of a NaN", 6, true, 1);
         wrong_commands();
+        // Of all the cases: heads of 64 and 128 elements, whose rows fill the banks.
+        for (const char* line : {"ldmatrix_x4(k, k_lane", "ldmatrix_x4_trans(v", "ldmatrix_x4(q[t]"})
+            expect_conflict_free("attention::prefill_kernel<", line);
+        expect_conflict_free("attention::decode_kernel<", "const float4 w =");
+        expect_sectors("attention::decode_kernel<", "__ldg(reinterpret_cast<const uint4*>(row");
     });
 }

@@ -120,7 +120,7 @@ void gemv(const std::string& name, const std::vector<Product>& parts, size_t row
         bound.x = 0x1p-17;
         if (format != Format::int8 && format != Format::bf16) bound.weight = 0x1p-9;
     }
-    multiprocessor_count() = processors;
+    set_multiprocessors(processors);
     linear("gemv " + name + " x " + std::to_string(rows) + ", " + std::to_string(processors) + " processors", parts, rows,
            stride_extra, bound, [&](const float* x, int64_t stride, const std::vector<LinearPart>& linear_parts) {
                Gemv command{};
@@ -193,6 +193,29 @@ void cases() {
     }
 }
 
+/// Weights come in whole sectors, and the tables of levels and the rows of x have no bank conflicts; seen by the race build.
+void memory() {
+    using namespace cudaemu::accesses;
+    if (!available()) return;
+    start();
+    Splits splits;
+    const DeviceWeight nf4(bnb4(nf4_storage(), 96, 512, 64, 256)), bytes(int8(96, 512, 64)),
+        half(floats(DType::f16, 96, 512));
+    for (const DeviceWeight* w : {&nf4, &bytes, &half})
+        for (const size_t rows : {1, 2, 5, 16}) gemv("memory", {{w, true, false}}, rows, 0, 2, splits);
+    stop();
+    for (const char* kernel : {"gemv_exact_kernel<", "gemv_mma_kernel<"}) expect_sectors(kernel, "load_once(");
+    expect_conflict_free("gemv_exact_kernel<", "lop3<0xea>(at[e]");
+    expect_conflict_free("gemv_mma_kernel<", "pairs + lop3<0xea>");
+    expect_conflict_free("gemv_mma_kernel<", "const uint4 both = xs");
+    expect_conflict_free("gemv_mma_kernel<", "xs[i] = both");
+}
+
 }  // namespace
 
-int main(int argc, char** argv) { return test::run_all(argc, argv, cases); }
+int main(int argc, char** argv) {
+    return test::run_all(argc, argv, [] {
+        cases();
+        memory();
+    });
+}

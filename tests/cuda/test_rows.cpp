@@ -22,7 +22,8 @@ struct Matrix {
     std::vector<Expected> want;
     Matrix(int64_t r, int64_t c, int64_t s) : rows(r), cols(c), stride(s), want(size_t(r * s)) {}
     Expected& at(int64_t r, int64_t c) { return want[size_t(r * stride + c)]; }
-    void compare(const std::string& name, cudaError_t error, const std::vector<float>& got, const std::vector<float>& before) {
+    void compare(const std::string& name, cudaError_t error, const std::vector<float>& got,
+                 const std::vector<float>& before) {
         std::vector<float> inner;
         std::vector<Expected> expected;
         bool kept = true;
@@ -56,8 +57,8 @@ double activation_error(Activation f, double x) {
     switch (f) {
         case Activation::none:
         case Activation::relu: return 0;
-        case Activation::gelu: return 6 * kUnit * std::abs(x);                 // argument 2, erff 4 of at most 1, sum, product
-        case Activation::gelu_tanh: return 8 * kUnit * std::abs(x);            // argument 6 times at most 0.45, tanhf 4, ...
+        case Activation::gelu: return 6 * kUnit * std::abs(x);       // argument 2, erff 4 of at most 1, sum, product
+        case Activation::gelu_tanh: return 8 * kUnit * std::abs(x);  // argument 6 times at most 0.45, tanhf 4, ...
         case Activation::silu: return 8 * kUnit * std::abs(activated(f, x)) + 1e-37;  // expf 4, sum, quotient
         case Activation::tanh: return 4 * kUnit * std::abs(activated(f, x));
     }
@@ -123,8 +124,9 @@ void transform(const TransformCase& c) {
             }
         }
     }
-    const std::string name = text("transform %d activation %d [%d, %d + %d]%s%s%s", int(c.kind), int(c.activation), c.rows,
-                                  c.cols, c.gap, c.in_place ? " in place" : "", c.bf16 ? " bf16" : "", c.beta ? " beta" : "");
+    const std::string name =
+        text("transform %d activation %d [%d, %d + %d]%s%s%s", int(c.kind), int(c.activation), c.rows, c.cols, c.gap,
+             c.in_place ? " in place" : "", c.bf16 ? " bf16" : "", c.beta ? " beta" : "");
     const std::vector<float> got = c.in_place ? device_x.host() : out.host();
     if (!c.only_bf16) want.compare(name, error, got, c.in_place ? x : std::vector<float>(x.size(), __uint_as_float(~0u)));
     if (!c.bf16) return;
@@ -155,8 +157,8 @@ void transforms() {
         for (const int cols : {1, 3, 31, 64, 130, 513, 2048, 2052, 8193, 8200})
             for (const bool bf16 : {false, true})
                 transform({kind, {}, 3, cols, cols % 3 * 4, cols % 2 == 0, bf16, false, layer && cols != 64});
-        transform({kind, {}, 2, 768, 1, false, true, false, layer});   // no row but the first is aligned
-        transform({kind, {}, 2, 100, 4, false, true, true, layer});    // bf16 alone
+        transform({kind, {}, 2, 768, 1, false, true, false, layer});  // no row but the first is aligned
+        transform({kind, {}, 2, 100, 4, false, true, true, layer});   // bf16 alone
         transform({kind, {}, 2, 1024, 0, true, false, false, layer, 1000});
     }
     for (int f = 0; f <= int(Activation::tanh); ++f)
@@ -181,7 +183,7 @@ void rope(int rows, int heads, int head_dim, int half, bool interleaved, int gap
     for (int i = 1; i < half; ++i) frequencies[size_t(i)] = float(std::pow(10000.0, -double(i) / half));
     const DeviceArray<float> device_x(x), device_frequencies(frequencies);
     const DeviceArray<int32_t> device_positions(positions);
-    const Rope command{device_x.data,         stride,    rows,       heads, head_dim, half, device_positions.data,
+    const Rope command{device_x.data,           stride,    rows,       heads, head_dim, half, device_positions.data,
                        device_frequencies.data, magnitude, interleaved};
     const cudaError_t error = run(command, nullptr);
     Matrix want(rows, int64_t(heads) * head_dim, stride);
@@ -191,7 +193,8 @@ void rope(int rows, int heads, int head_dim, int half, bool interleaved, int gap
             for (int d = 0; d < head_dim; ++d) want.at(r, h * head_dim + d) = {double(from[d]), 0};
             for (int i = 0; i < half; ++i) {
                 const float angle = float(positions[size_t(r)]) * frequencies[size_t(i)];
-                const double c = std::cos(double(angle)) * double(magnitude), s = std::sin(double(angle)) * double(magnitude);
+                const double c = std::cos(double(angle)) * double(magnitude),
+                             s = std::sin(double(angle)) * double(magnitude);
                 const int first = interleaved ? 2 * i : i, second = interleaved ? 2 * i + 1 : i + half;
                 const double a = from[first], b = from[second];
                 // Cosine and sine 3, times magnitude 1, two products and a sum 2.
@@ -264,8 +267,8 @@ void pool(Pooling pooling, bool normalize, int cols) {
     for (int c = 0; c < cols; ++c) x[size_t(c)] *= 1e25f;  // the first sequence: its squares are too great for a float
     const DeviceArray<float> device_x(x), out(size_t(sequences * out_stride));
     const DeviceArray<int32_t> device_first(first), device_count(count);
-    const Pool command{device_x.data, stride,    device_first.data, device_count.data, out.data,
-                       out_stride,    sequences, cols,              pooling,           normalize};
+    const Pool command{device_x.data, stride, device_first.data, device_count.data, out.data, out_stride,
+                       sequences,     cols,   pooling,           normalize};
     const cudaError_t error = run(command, nullptr);
     Matrix want(sequences, cols, out_stride);
     for (int s = 0; s < sequences; ++s) {

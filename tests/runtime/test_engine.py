@@ -203,7 +203,7 @@ def test_arrays_are_never_converted_in_silence(engine):
 
 def test_wrong_load_options_are_refused(llama):
     for device, threads, precision, quantize, text in [
-        ("cuda", 1, "high", "", "cuda"),
+        ("cuda:7", 1, "high", "", "cuda"),
         ("abacus", 1, "high", "", "abacus"),
         ("cpu", -1, "high", "", "threads.*-1"),
         ("cpu", 1, "low", "", '"high", "fast" or "float32", found "low"'),

@@ -76,15 +76,15 @@ __device__ __forceinline__ void shrink_sums(const float* const (&x)[T::kRows], c
             const int row = k < ranks ? k : ranks - 1;  // sums of rows that there are not are not kept
             const float4 of_a = matrix4<E, kVector>(a + int64_t(row) * in, c, in);
 #pragma unroll
-            for (int r = 0; r < T::kRows; ++r)
-                sum[r * T::kRanks + k] = dot4(of_x[r], of_a, sum[r * T::kRanks + k]);
+            for (int r = 0; r < T::kRows; ++r) sum[r * T::kRanks + k] = dot4(of_x[r], of_a, sum[r * T::kRanks + k]);
         }
     }
 }
 
 template <class T, class E>
-__device__ __forceinline__ void shrink_sums(const Adapt& command, const AdapterEntry& entry, const float* const (&x)[T::kRows],
-                                            int first_rank, int ranks, int first, float (&sum)[T::kRows * T::kRanks]) {
+__device__ __forceinline__ void shrink_sums(const Adapt& command, const AdapterEntry& entry,
+                                            const float* const (&x)[T::kRows], int first_rank, int ranks, int first,
+                                            float (&sum)[T::kRows * T::kRanks]) {
     const auto* a = static_cast<const typename E::Type*>(entry.a) + int64_t(first_rank) * command.in;
     const bool x_aligned = reinterpret_cast<uintptr_t>(command.x) % 16 == 0 && command.x_stride % 4 == 0;
     if (x_aligned && matrix_aligned<E>(entry.a, command.in))
@@ -178,13 +178,12 @@ constexpr int kExpandRanks = 32;  // of `low` in shared memory at a time
 template <class E, bool kVector, int kRows>
 __device__ __forceinline__ void expand_sums(const typename E::Type* b, const float (&low)[kRows][kExpandRanks], int first,
                                             int rank, float (&sum)[kRows]) {
-#pragma unroll (kRows > 4 ? 1 : 4)
+#pragma unroll(kRows > 4 ? 1 : 4)
     for (int k = 0; k < kExpandRanks; k += 4) {
         if (first + k >= rank) break;
         const float4 of_b = matrix4<E, kVector>(b, first + k, rank);
 #pragma unroll
-        for (int r = 0; r < kRows; ++r)
-            sum[r] = dot4(*reinterpret_cast<const float4*>(&low[r][k]), of_b, sum[r]);
+        for (int r = 0; r < kRows; ++r) sum[r] = dot4(*reinterpret_cast<const float4*>(&low[r][k]), of_b, sum[r]);
     }
 }
 

@@ -43,8 +43,8 @@ cudaError_t decode_lanes(const Attention& a, cudaStream_t stream) {
 cudaError_t decode(const Attention& a, cudaStream_t stream) {
     switch (a.k.element) {
         case Element::f32: return decode_lanes<DecodeF32>(a, stream);
-        case Element::f16: return decode_lanes<DecodeF16>(a, stream);
-        case Element::bf16: return decode_lanes<DecodeBf16>(a, stream);
+        case Element::f16:
+        case Element::bf16: return decode_lanes<Decode16>(a, stream);
         case Element::i8: return decode_lanes<DecodeI8>(a, stream);
     }
     return cudaErrorInvalidValue;

@@ -1,8 +1,9 @@
 // Attention of a few queries against a cache, float32 arithmetic: bound by the bytes of keys and values, each read once for up to 8
 // (query, head) pairs that share a key head. A block takes a share of the keys (Flash-Decoding), in tiles of 64: each of 4 warps
 // the scores of its 16 keys, one warp a query's online softmax, then each warp the values of its 16 keys; two barriers a tile.
-// With 8 pairs of a head of 128 in f16, a tile of 16 KiB of keys and values costs a warp about 2,000 instructions, half of them
-// multiplications: at 4 instructions a cycle and 2 to 4 blocks a multiprocessor still below the time that memory takes for it.
+// 8 pairs of a head of 128 cost a warp about 2,400 instructions a tile (40 % of them multiplications), a multiprocessor 2,400 cycles
+// in which memory brings the 32 KiB of an f16 tile on an A100 or H100: both are then equally busy. With 4 pairs it is 1,500 and memory
+// alone bounds. At 12 warps a multiprocessor, 24 KiB are on their way at any time.
 #pragma once
 
 #include "cuda/kernels/attention.cuh"
@@ -14,7 +15,7 @@ constexpr int kWarpKeys = kTileKeys / kDecodeWarps;
 
 /// How a lane loads 8 elements of a row that kLanes lanes share: two halves of four, which begin at offset(half, kLanes, part). All
 /// loads of a warp are whole sectors.
-struct DecodeF16 {
+struct Decode16 {  // f16 and bf16
     using Raw = uint4;
     static constexpr int kBytes = 2, kLoads = 1;  // of an element; of a lane
     static constexpr bool kScaled = false;
@@ -22,21 +23,25 @@ struct DecodeF16 {
     static __device__ __forceinline__ Raw load(const char* row, const int (&at)[2]) {
         return __ldg(reinterpret_cast<const uint4*>(row + at[0]));
     }
-    static __device__ __forceinline__ void unpack(const Raw& raw, float (&out)[8]) {
-        const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+    static __device__ __forceinline__ void unpack(const Raw (&raw)[4], Element element, float (&out)[4][8]) {
+        if (element == Element::bf16) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const float2 two = __half22float2(reinterpret_cast<const __half2&>(words[i]));
-            out[2 * i] = two.x, out[2 * i + 1] = two.y;
+            for (int i = 0; i < 16; ++i) {
+                const uint32_t word = word_of(raw[i / 4], i % 4);
+                out[i / 4][2 * (i % 4)] = __uint_as_float(word << 16);
+                out[i / 4][2 * (i % 4) + 1] = __uint_as_float(word & 0xffff0000u);
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const uint32_t word = word_of(raw[i / 4], i % 4);
+                const float2 two = __half22float2(reinterpret_cast<const __half2&>(word));
+                out[i / 4][2 * (i % 4)] = two.x, out[i / 4][2 * (i % 4) + 1] = two.y;
+            }
         }
     }
-};
-struct DecodeBf16 : DecodeF16 {
-    static __device__ __forceinline__ void unpack(const Raw& raw, float (&out)[8]) {
-        const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-            out[2 * i] = __uint_as_float(words[i] << 16), out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    static __device__ __forceinline__ uint32_t word_of(const uint4& raw, int i) {
+        return i == 0 ? raw.x : i == 1 ? raw.y : i == 2 ? raw.z : raw.w;
     }
 };
 struct DecodeI8 {
@@ -47,9 +52,9 @@ struct DecodeI8 {
     static __device__ __forceinline__ Raw load(const char* row, const int (&at)[2]) {
         return __ldg(reinterpret_cast<const uint2*>(row + at[0]));
     }
-    static __device__ __forceinline__ void unpack(const Raw& raw, float (&out)[8]) {
+    static __device__ __forceinline__ void unpack(const Raw (&raw)[4], Element, float (&out)[4][8]) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) out[i] = signed_byte(i < 4 ? raw.x : raw.y, i % 4);
+        for (int i = 0; i < 32; ++i) out[i / 8][i % 8] = signed_byte(i % 8 < 4 ? raw[i / 8].x : raw[i / 8].y, i % 4);
     }
 };
 struct DecodeF32 {
@@ -62,11 +67,13 @@ struct DecodeF32 {
     static __device__ __forceinline__ Raw load(const char* row, const int (&at)[2]) {
         return {{__ldg(reinterpret_cast<const float4*>(row + at[0])), __ldg(reinterpret_cast<const float4*>(row + at[1]))}};
     }
-    static __device__ __forceinline__ void unpack(const Raw& raw, float (&out)[8]) {
+    static __device__ __forceinline__ void unpack(const Raw (&raw)[4], Element, float (&out)[4][8]) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-            out[4 * i] = raw.half[i].x, out[4 * i + 1] = raw.half[i].y, out[4 * i + 2] = raw.half[i].z,
-                    out[4 * i + 3] = raw.half[i].w;
+        for (int i = 0; i < 8; ++i) {
+            const float4& x = raw[i / 2].half[i % 2];
+            float* to = &out[i / 2][i % 2 * 4];
+            to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
+        }
     }
 };
 
@@ -88,7 +95,7 @@ __device__ __forceinline__ float sum_of_four(const float (&v)[4], int part) {
 /// kLanes * 8 >= head_dim lanes share a row. Pair r of a block is query (first + r) / heads_per_kv of the sequence, head
 /// (first + r) % heads_per_kv of the group. grid: chunks of kQueries pairs and key heads, splits, sequences.
 template <class Source, int kLanes, int kQueries>
-__global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 || Source::kBytes == 4 ? 3 : 4) decode_kernel(const Attention a, const int chunks) {
+__global__ void __launch_bounds__(kDecodeThreads, kQueries == 1 ? 4 : 3) decode_kernel(const Attention a, const int chunks) {
     constexpr int kGroups = 32 / kLanes, kSteps = kWarpKeys / kGroups;  // keys that a warp loads at once; its loads
     constexpr int kOwn = (kQueries + kDecodeWarps - 1) / kDecodeWarps;  // pairs whose softmax a warp does
     constexpr int kSlots = 8 * kLanes;
@@ -153,12 +160,20 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 || Source::kByte
 #pragma unroll 1
     for (int tile = begin; tile < end; ++tile) {
         const int key0 = tile * kTileKeys, buffer = tile & 1;
+        float k_scales[2] = {},
+              v_scales[2] = {};  // of the keys whose softmax this lane does; as fetch(), of keys that are there
+        if constexpr (Source::kScaled)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const int64_t key = row + min(max(lane + 32 * j, low - key0), min(high - key0, kTileKeys) - 1);
+                k_scales[j] = __ldg(a.k.scales + kv_head * a.k.scale_stride + key);
+                v_scales[j] = __ldg(a.v.scales + kv_head * a.v.scale_stride + key);
+            }
         if (tile + 1 < end) next_row = first_row(a, s, sequence, tile + 1);  // early: loads depend on it
 #pragma unroll 1
         for (int step = 0; step < kSteps; step += 4) {
             float k[4][8];
-#pragma unroll
-            for (int j = 0; j < 4; ++j) Source::unpack(raw[j], k[j]);
+            Source::unpack(raw, a.k.element, k);
             fetch(step + 4 < kSteps, tile, row, step + 4 < kSteps ? step + 4 : 0);
 #pragma unroll
             for (int r = 0; r < kQueries; ++r) {
@@ -192,7 +207,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 || Source::kByte
                 score[j] = -INFINITY;
                 if (key < visible || key >= hidden) continue;
                 score[j] = weights[buffer][r][key];
-                if constexpr (Source::kScaled) score[j] *= a.k.scales[kv_head * a.k.scale_stride + row + key];
+                if constexpr (Source::kScaled) score[j] *= k_scales[j];
                 if (a.softcap > 0) score[j] = soft_cap(score[j], a.softcap * kLog2E, __fdividef(1.0f, a.softcap * kLog2E));
                 if (bias != nullptr) score[j] += bias[key0 + key] * kLog2E;
                 peak = fmaxf(peak, score[j]);
@@ -205,9 +220,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 || Source::kByte
                 const int key = lane + 32 * j;
                 float weight = exp2_fast(score[j] - base);
                 sum += weight;
-                if constexpr (Source::kScaled)  // a key outside has perhaps no scale yet
-                    weight =
-                        key < visible || key >= hidden ? 0.0f : weight * a.v.scales[kv_head * a.v.scale_stride + row + key];
+                if constexpr (Source::kScaled) weight *= v_scales[j];
                 weights[buffer][r][key] = weight;
             }
             total[i] = total[i] * keep + warp_sum(sum);
@@ -226,8 +239,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 || Source::kByte
 #pragma unroll 1
         for (int step = 0; step < kSteps; step += 4) {
             float v[4][8];
-#pragma unroll
-            for (int j = 0; j < 4; ++j) Source::unpack(raw[j], v[j]);
+            Source::unpack(raw, a.k.element, v);
             const bool more = step + 4 < kSteps;
             if (more || tile + 1 < end) fetch(!more, more ? tile : tile + 1, more ? row : next_row, more ? step + 4 : 0);
 #pragma unroll
@@ -281,8 +293,10 @@ __global__ void __launch_bounds__(kDecodeThreads, kQueries == 8 || Source::kByte
     }
 }
 
-/// The splits of a row and head, in order. grid: heads, queries, sequences.
+/// The splits of a row and head, in order. Bound by the latency of L2, so that 16 loads are on their way at once. grid: heads, queries,
+/// sequences.
 __global__ void __launch_bounds__(kDecodeThreads) merge_kernel(const Attention a) {
+    constexpr int kAtOnce = 16;
     HB_SHARED_ARRAY(float, factors, [kAttentionSplits]);
     HB_SHARED_ARRAY(float, all, [1]);
     const int thread = threadIdx.x, head = blockIdx.x, query = blockIdx.y;
@@ -304,7 +318,7 @@ __global__ void __launch_bounds__(kDecodeThreads) merge_kernel(const Attention a
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
             const float factor = exp2_fast(peaks[j] - base);
-            if (thread + 32 * j < a.splits) factors[thread + 32 * j] = factor;
+            factors[thread + 32 * j] = factor;  // of a split that there is not: 0
             sum += totals[j] * factor;
         }
         sum = warp_sum(sum);
@@ -313,9 +327,14 @@ __global__ void __launch_bounds__(kDecodeThreads) merge_kernel(const Attention a
     __syncthreads();
     for (int column = thread; column < a.head_dim; column += kDecodeThreads) {
         float sum = 0;
-#pragma unroll 4
-        for (int split = 0; split < a.splits; ++split)
-            sum = fmaf(partials[split * (width + 2) + column], factors[split], sum);
+        for (int split = 0; split < a.splits; split += kAtOnce) {
+            float part[kAtOnce];
+#pragma unroll
+            for (int j = 0; j < kAtOnce; ++j)
+                part[j] = split + j < a.splits ? partials[(split + j) * (width + 2) + column] : 0.0f;
+#pragma unroll
+            for (int j = 0; j < kAtOnce; ++j) sum = fmaf(part[j], factors[split + j], sum);
+        }
         a.out[row * a.out_stride + head * a.head_dim + column] = sum * all[0];
     }
 }

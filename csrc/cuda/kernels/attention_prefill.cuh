@@ -1,8 +1,10 @@
 // Attention of many queries on tensor cores (FlashAttention-2's order of work, arXiv:2307.08691): 16-bit operands, float32 sums,
 // scores and softmax; probabilities are rounded once, to the operands' type. A block has 4 warps of 16 * kRowTiles queries of one
 // head and takes keys in tiles of 64. Keys are loaded while the previous tile's values are multiplied, values while the scores are.
-// Bound by the tensor cores where a warp has 32 queries. With 16, keys and values leave shared memory as often as a multiplication
-// of their size takes, and both pipes are equally busy.
+// Bound by the tensor cores where a warp has 32 queries: of a tile of 64 keys of 128 dims it makes 256 multiplications (2,048 cycles of
+// its tensor core on sm_80) and reads 40 KiB (1,280 cycles of shared memory for 4 warps). With 16 queries 128 multiplications (1,024
+// cycles) stand against 36 KiB (1,152): shared memory bounds. f32 and i8 sources are converted by the same warps, and only other
+// blocks hide the loads: L2 bounds those.
 #pragma once
 
 #include "cuda/kernels/attention.cuh"
@@ -128,11 +130,15 @@ __device__ __forceinline__ void vary(const Attention& a, const AttentionSequence
     }
 }
 
+/// Of a multiprocessor, which states how many registers a thread may have: 255, 255 and 168.
+template <int kWidth, int kRowTiles>
+constexpr int kPrefillBlocks = kWidth == 256                     ? 1
+                               : kRowTiles == 2 || kWidth == 128 ? 2
+                                                                 : 3;
+
 /// kWidth >= head_dim. Softcap and bias: kRowTiles == 1. grid: query blocks, heads, sequences.
 template <class Operand, int kWidth, int kRowTiles>
-__global__ void __launch_bounds__(kPrefillThreads, (kWidth == 256                     ? 1
-                                                    : kRowTiles == 2 || kWidth == 128 ? 2
-                                                                                      : 3))
+__global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocks<kWidth, kRowTiles>)
     prefill_kernel(const Attention a, const int min_rows) {
     using Rows = Tile<kWidth>;
     constexpr int kSteps = kWidth / 16;  // of 16 dims

@@ -5,6 +5,9 @@
 
 namespace halfbyte::cuda {
 
+/// The same number in all lanes, which the compiler then knows: branches on it need no care for lanes that go astray.
+__device__ __forceinline__ int warp_index() { return __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0); }
+
 /// A piece of the work: block x of the grid is `unit`, a run of `tiles` row tiles of one part; block y a range of column tiles.
 struct GemvUnit {
     int part, first_row_tile;
@@ -42,6 +45,7 @@ struct TileReader {
     int64_t second;       ///< from there to the second row tile
     int64_t first_scale;  ///< index of block 0
     int first_nested;     ///< row * blocks
+    bool nested, offsets;
 
     __device__ __forceinline__ TileReader(const TiledWeight& weight, int row_tile, int lane) : w(weight) {
         const int last = w.row_tiles - 1, first = min(row_tile, last);
@@ -50,6 +54,8 @@ struct TileReader {
         const int scale_tile = min(row_tile + lane / 16, last);
         first_scale = int64_t(scale_tile) * w.blocks * 16 + lane % 16;
         first_nested = (scale_tile * 16 + lane % 16) * w.blocks;
+        nested = Tile<kFormat>::kHasScales && w.nested_levels != nullptr;
+        offsets = Tile<kFormat>::kHasScales && w.offsets != nullptr;
     }
     __device__ __forceinline__ void load(int col_tile, uint4 (&out)[kRowTiles][kV]) const {
         static_assert(kRowTiles <= 2);
@@ -63,19 +69,18 @@ struct TileReader {
         const int block = min(step_block(w, col_tile, step), w.blocks - 1);
         const int64_t at = first_scale + block * 16;
         ScaleFetch out{0.0f, 0.0f};
-        if (w.nested_levels != nullptr) {
-            const int nested = min((first_nested + block) >> w.nested_shift, w.nested_count - 1);
-            out.scale = __ldg(w.nested_scales + nested);
+        if (nested) {
+            out.scale = __ldg(w.nested_scales + min((first_nested + block) >> w.nested_shift, w.nested_count - 1));
             out.more = __uint_as_float(__ldg(static_cast<const uint8_t*>(w.scales) + at));
         } else {
             out.scale = __ldg(static_cast<const float*>(w.scales) + at);
-            if (w.offsets != nullptr) out.more = __ldg(w.offsets + at);
+            if (offsets) out.more = __ldg(w.offsets + at);
         }
         return out;
     }
     /// nested_table: the 256 levels of the scales, in shared memory.
     __device__ __forceinline__ float scale(const ScaleFetch& fetched, const float* nested_table) const {
-        if (w.nested_levels == nullptr) return fetched.scale;
+        if (!nested) return fetched.scale;
         return __fadd_rn(__fmul_rn(nested_table[__float_as_uint(fetched.more)], fetched.scale), w.nested_offset);
     }
 };

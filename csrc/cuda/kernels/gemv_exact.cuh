@@ -51,25 +51,24 @@ __global__ void __launch_bounds__(kExactMaxWarps * 32) gemv_exact_kernel(const _
     const LinearPart& part = command.part[unit.part];
     const TiledWeight& w = part.weight;
     const int thread = int(threadIdx.x), threads = int(blockDim.x), warps = threads / 32;
-    const int lane = thread % 32, warp = thread / 32;
+    const int lane = thread % 32, warp = warp_index();
 
     const TileReader<kFormat, kR> reader(w, unit.first_row_tile, lane);
-    uint4 next[kU][kR][kV];
-    ScaleFetch next_scale[kU][kFetches];
+    uint4 slots[kU][kR][kV];
+    ScaleFetch slot_scales[kU][kFetches];
     const auto prefetch = [&](int tile, int u) {
         if (tile >= unit.last_tile) return;
-        reader.load(tile, next[u]);
+        reader.load(tile, slots[u]);
         if constexpr (kScales > 0)
 #pragma unroll
-            for (int i = 0; i < kScales; ++i) next_scale[u][i] = reader.fetch(tile, i * (4 / kScales));
+            for (int i = 0; i < kScales; ++i) slot_scales[u][i] = reader.fetch(tile, i * (4 / kScales));
     };
 #pragma unroll
     for (int u = 0; u < kU; ++u) prefetch(unit.first_tile + warp + u * warps, u);
 
     if constexpr (kFormat == Format::codebook4) fill_wide_table(table, w.levels, thread, threads);
-    if (kScales > 0 && w.nested_levels != nullptr)
+    if (reader.nested)
         for (int i = thread; i < 256; i += threads) nested_table[i] = __ldg(w.nested_levels + i);
-    const bool has_offsets = kScales > 0 && w.offsets != nullptr;
 
     float sum[kR][2][kRows] = {};
     for (int chunk = unit.first_tile; chunk < unit.last_tile; chunk += kExactChunk<kRows>) {
@@ -89,42 +88,30 @@ __global__ void __launch_bounds__(kExactMaxWarps * 32) gemv_exact_kernel(const _
             for (int u = 0; u < kU; ++u) {
                 const int tile = first + u * warps;
                 if (tile >= chunk_end) break;
-                uint4 codes[kR][kV];
-                ScaleFetch fetched[kFetches];
-#pragma unroll
-                for (int r = 0; r < kR; ++r)
-#pragma unroll
-                    for (int v = 0; v < kV; ++v) codes[r][v] = next[u][r][v];
-#pragma unroll
-                for (int i = 0; i < kFetches; ++i) fetched[i] = next_scale[u][i];
-                prefetch(tile + kU * warps, u);
                 const float* x = xs + (tile - chunk) * kTileCols + lane % 4 * 4;
-                float block_sum[kR][2][kRows] = {}, x_sum[kRows] = {};
+                float block_sum[kR][2][kRows] = {};
 #pragma unroll
                 for (int step = 0; step < 4; ++step) {
                     constexpr int kSteps = kScales == 0 ? 4 : 4 / kScales;  // of a block within a tile
                     if (step % kSteps == 0)
 #pragma unroll
-                        for (int m = 0; m < kRows; ++m) {
-                            x_sum[m] = 0.0f;
+                        for (int m = 0; m < kRows; ++m)
 #pragma unroll
                             for (int r = 0; r < kR; ++r) block_sum[r][0][m] = block_sum[r][1][m] = 0.0f;
-                        }
                     float xv[kRows][4];
 #pragma unroll
                     for (int m = 0; m < kRows; ++m) {
                         const float4 four =
                             *reinterpret_cast<const float4*>(x + m * kExactChunk<kRows> * kTileCols + step * 16);
                         xv[m][0] = four.x, xv[m][1] = four.y, xv[m][2] = four.z, xv[m][3] = four.w;
-                        if (has_offsets) x_sum[m] += (four.x + four.y) + (four.z + four.w);
                     }
 #pragma unroll
                     for (int r = 0; r < kR; ++r) {
                         float level[8];
                         if constexpr (kFormat == Format::codebook4)
-                            decode_codes(vector_word(codes[r][0], step), table, unsigned(lane) * 4, level);
+                            decode_codes(vector_word(slots[u][r][0], step), table, unsigned(lane) * 4, level);
                         else
-                            decode_step<kFormat>(codes[r], step, nullptr, level);
+                            decode_step<kFormat>(slots[u][r], step, nullptr, level);
 #pragma unroll
                         for (int m = 0; m < kRows; ++m)
 #pragma unroll
@@ -143,25 +130,40 @@ __global__ void __launch_bounds__(kExactMaxWarps * 32) gemv_exact_kernel(const _
                                 sum[r][1][m] += block_sum[r][1][m];
                             }
                     } else {
-                        const float own = reader.scale(fetched[step / kSteps], nested_table);
+                        const float own = reader.scale(slot_scales[u][step / kSteps], nested_table);
 #pragma unroll
                         for (int r = 0; r < kR; ++r)
 #pragma unroll
                             for (int half = 0; half < 2; ++half) {
-                                const int source = r * 16 + half * 8 + lane / 4;
-                                const float scale = __shfl_sync(0xffffffffu, own, source);
+                                const float scale = __shfl_sync(0xffffffffu, own, r * 16 + half * 8 + lane / 4);
 #pragma unroll
                                 for (int m = 0; m < kRows; ++m)
                                     sum[r][half][m] = fmaf(scale, block_sum[r][half][m], sum[r][half][m]);
-                                if (has_offsets) {
-                                    const float offset = __shfl_sync(0xffffffffu, fetched[step / kSteps].more, source);
+                            }
+                        if (reader.offsets) {
+                            float x_sum[kRows] = {};
+#pragma unroll
+                            for (int m = 0; m < kRows; ++m)
+#pragma unroll
+                                for (int s = step + 1 - kSteps; s <= step; ++s) {
+                                    const float4 four =
+                                        *reinterpret_cast<const float4*>(x + m * kExactChunk<kRows> * kTileCols + s * 16);
+                                    x_sum[m] += (four.x + four.y) + (four.z + four.w);
+                                }
+#pragma unroll
+                            for (int r = 0; r < kR; ++r)
+#pragma unroll
+                                for (int half = 0; half < 2; ++half) {
+                                    const float offset = __shfl_sync(0xffffffffu, slot_scales[u][step / kSteps].more,
+                                                                     r * 16 + half * 8 + lane / 4);
 #pragma unroll
                                     for (int m = 0; m < kRows; ++m)
                                         sum[r][half][m] = fmaf(offset, x_sum[m], sum[r][half][m]);
                                 }
-                            }
+                        }
                     }
                 }
+                prefetch(tile + kU * warps, u);
             }
         }
     }

@@ -20,13 +20,13 @@ constexpr int kMmaSharedBytes = (kFormat == Format::codebook4 ? kPairTableWords 
 
 /// A step's weights as the A operand of mma.m16n8k16, rounded to bf16: levels where there are scales, else values.
 template <Format kFormat>
-__device__ __forceinline__ void decode_operand(const uint32_t (&words)[kStepWords<kFormat>], const uint32_t* lane_pairs,
-                                               uint32_t (&a)[4]) {
+__device__ __forceinline__ void decode_operand(const uint32_t (&words)[kStepWords<kFormat>], const unsigned char* pairs,
+                                               uint32_t lane_bytes, uint32_t (&a)[4]) {
     if constexpr (kFormat == Format::codebook4) {
-        a[0] = lane_pairs[(words[0] & 255) * 32];
-        a[2] = lane_pairs[(words[0] >> 8 & 255) * 32];
-        a[1] = lane_pairs[(words[0] >> 16 & 255) * 32];
-        a[3] = lane_pairs[(words[0] >> 24) * 32];
+        const uint32_t at[4] = {shift_by_product<7>(words[0]), words[0] >> 9, words[0] >> 1, words[0] >> 17};
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            a[i] = *reinterpret_cast<const uint32_t*>(pairs + lop3<0xea>(at[i], 0x7f80u, lane_bytes));
     } else if constexpr (kFormat == Format::bf16) {
         a[0] = words[0], a[2] = words[1], a[1] = words[2], a[3] = words[3];
     } else {
@@ -62,17 +62,17 @@ __global__ void __launch_bounds__(kMmaWarps * 32, 2) gemv_mma_kernel(const __gri
     const GemvUnit unit = gemv_unit(command, kMmaWarps * kR);
     const LinearPart& part = command.part[unit.part];
     const TiledWeight& w = part.weight;
-    const int thread = int(threadIdx.x), lane = thread % 32, warp = thread / 32;
+    const int thread = int(threadIdx.x), lane = thread % 32, warp = warp_index();
 
     const TileReader<kFormat, kR> reader(w, unit.first_row_tile + warp * kR, lane);
-    uint4 next[kU][kR][kV];
-    ScaleFetch next_scale[kU][kFetches];
+    uint4 slots[kU][kR][kV];
+    ScaleFetch slot_scales[kU][kFetches];
     const auto prefetch = [&](int tile, int u) {
         if (tile >= unit.last_tile) return;
-        reader.load(tile, next[u]);
+        reader.load(tile, slots[u]);
         if constexpr (kScales > 0)
 #pragma unroll
-            for (int i = 0; i < kScales; ++i) next_scale[u][i] = reader.fetch(tile, i * (4 / kScales));
+            for (int i = 0; i < kScales; ++i) slot_scales[u][i] = reader.fetch(tile, i * (4 / kScales));
     };
 #pragma unroll
     for (int u = 0; u < kU; ++u) prefetch(unit.first_tile + u, u);
@@ -80,9 +80,8 @@ __global__ void __launch_bounds__(kMmaWarps * 32, 2) gemv_mma_kernel(const __gri
     if constexpr (kFormat == Format::codebook4)
         for (int i = thread; i < kPairTableWords; i += kThreads)
             pairs[i] = pack_bf16(__ldg(w.levels + i / 32 % 16), __ldg(w.levels + i / 512));
-    if (kScales > 0 && w.nested_levels != nullptr)
+    if (reader.nested)
         for (int i = thread; i < 256; i += kThreads) nested_table[i] = __ldg(w.nested_levels + i);
-    const bool has_offsets = kScales > 0 && w.offsets != nullptr;
 
     float sum[kR][kGroups][4] = {};
     for (int chunk = unit.first_tile; chunk < unit.last_tile; chunk += kChunk) {
@@ -101,7 +100,7 @@ __global__ void __launch_bounds__(kMmaWarps * 32, 2) gemv_mma_kernel(const __gri
             split_pair(four[0], four[1], both.x, both.z);
             split_pair(four[2], four[3], both.y, both.w);
             xs[i] = both;
-            if (has_offsets) {
+            if (reader.offsets) {
                 float four_sum = (four[0] + four[1]) + (four[2] + four[3]);
                 four_sum += __shfl_xor_sync(0xffffffffu, four_sum, 1);
                 four_sum += __shfl_xor_sync(0xffffffffu, four_sum, 2);
@@ -114,15 +113,6 @@ __global__ void __launch_bounds__(kMmaWarps * 32, 2) gemv_mma_kernel(const __gri
             for (int u = 0; u < kU; ++u) {
                 const int tile = first + u;
                 if (tile >= chunk_end) break;
-                uint4 codes[kR][kV];
-                ScaleFetch fetched[kFetches];
-#pragma unroll
-                for (int r = 0; r < kR; ++r)
-#pragma unroll
-                    for (int v = 0; v < kV; ++v) codes[r][v] = next[u][r][v];
-#pragma unroll
-                for (int i = 0; i < kFetches; ++i) fetched[i] = next_scale[u][i];
-                prefetch(tile + kU, u);
                 float block_sum[kR][kGroups][4] = {};
 #pragma unroll
                 for (int step = 0; step < 4; ++step) {
@@ -138,8 +128,8 @@ __global__ void __launch_bounds__(kMmaWarps * 32, 2) gemv_mma_kernel(const __gri
 #pragma unroll
                     for (int r = 0; r < kR; ++r) {
                         uint32_t words[kStepWords<kFormat>];
-                        step_words<kFormat>(codes[r], step, words);
-                        decode_operand<kFormat>(words, pairs + lane, a[r]);
+                        step_words<kFormat>(slots[u][r], step, words);
+                        decode_operand<kFormat>(words, dynamic + 32 * 1024, unsigned(lane) * 4, a[r]);
                     }
 #pragma unroll
                     for (int n = 0; n < kGroups; ++n) {
@@ -154,7 +144,7 @@ __global__ void __launch_bounds__(kMmaWarps * 32, 2) gemv_mma_kernel(const __gri
                     }
                     if constexpr (kScales > 0) {
                         if ((step + 1) % kSteps != 0) continue;
-                        const float own = reader.scale(fetched[step / kSteps], nested_table);
+                        const float own = reader.scale(slot_scales[u][step / kSteps], nested_table);
 #pragma unroll
                         for (int r = 0; r < kR; ++r)
 #pragma unroll
@@ -166,7 +156,7 @@ __global__ void __launch_bounds__(kMmaWarps * 32, 2) gemv_mma_kernel(const __gri
                                     for (int i = 2 * half; i < 2 * half + 2; ++i)
                                         sum[r][n][i] = fmaf(scale, block_sum[r][n][i], sum[r][n][i]);
                             }
-                        if (!has_offsets) continue;
+                        if (!reader.offsets) continue;
 #pragma unroll
                         for (int n = 0; n < kGroups; ++n) {
                             float2 x_sum{0.0f, 0.0f};
@@ -180,14 +170,15 @@ __global__ void __launch_bounds__(kMmaWarps * 32, 2) gemv_mma_kernel(const __gri
                             for (int r = 0; r < kR; ++r)
 #pragma unroll
                                 for (int half = 0; half < 2; ++half) {
-                                    const float offset =
-                                        __shfl_sync(0xffffffffu, fetched[step / kSteps].more, r * 16 + half * 8 + lane / 4);
+                                    const float offset = __shfl_sync(0xffffffffu, slot_scales[u][step / kSteps].more,
+                                                                     r * 16 + half * 8 + lane / 4);
                                     sum[r][n][2 * half] = fmaf(offset, x_sum.x, sum[r][n][2 * half]);
                                     sum[r][n][2 * half + 1] = fmaf(offset, x_sum.y, sum[r][n][2 * half + 1]);
                                 }
                         }
                     }
                 }
+                prefetch(tile + kU, u);
             }
         }
     }

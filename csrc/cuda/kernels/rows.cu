@@ -202,8 +202,8 @@ cudaError_t run(const GatherRows& command, cudaStream_t stream) {
 cudaError_t run(const ScatterColumns& command, cudaStream_t stream) {
     if (command.rows < 0 || command.cols < 0) return cudaErrorInvalidValue;
     if (command.rows == 0 || command.cols == 0) return cudaSuccess;
-    return launch(&scatter_columns_kernel, dim3(unsigned(command.rows), blocks_of(command.cols, kThreads)), dim3(kThreads), 0,
-                  stream, command);
+    return launch(&scatter_columns_kernel, dim3(unsigned(command.rows), blocks_of(command.cols, kThreads)), dim3(kThreads),
+                  0, stream, command);
 }
 
 cudaError_t run(const Pool& command, cudaStream_t stream) {

@@ -17,8 +17,8 @@ namespace halfbyte::cuda {
 namespace {
 
 /// grid, of all but finish_kernel: [slices, rows]
-__global__ void __launch_bounds__(kSampleThreads) greatest_kernel(const __grid_constant__ Sample command,
-                                                                  const __grid_constant__ SampleScratch scratch) {
+__global__ void __launch_bounds__(kSampleThreads)
+    greatest_kernel(const __grid_constant__ Sample command, const __grid_constant__ SampleScratch scratch) {
     HB_SHARED_ARRAY(Amount, room, [kSampleThreads / 32]);
     const SampleView view(command, scratch, blockIdx.y);
     Amount top = 0;
@@ -90,8 +90,8 @@ __device__ __forceinline__ Wanted wanted_at(int level, SampleCut cut, uint32_t l
 }
 
 template <int kLevel>
-__global__ void __launch_bounds__(kSampleThreads) top_k_kernel(const __grid_constant__ Sample command,
-                                                               const __grid_constant__ SampleScratch scratch) {
+__global__ void __launch_bounds__(kSampleThreads)
+    top_k_kernel(const __grid_constant__ Sample command, const __grid_constant__ SampleScratch scratch) {
     const SampleView view(command, scratch, blockIdx.y);
     if (!view.drawn() || !view.has_top_k()) return;
     SampleCut cut{};
@@ -104,8 +104,8 @@ __global__ void __launch_bounds__(kSampleThreads) top_k_kernel(const __grid_cons
 }
 
 template <int kLevel>
-__global__ void __launch_bounds__(kSampleThreads) top_p_kernel(const __grid_constant__ Sample command,
-                                                               const __grid_constant__ SampleScratch scratch) {
+__global__ void __launch_bounds__(kSampleThreads)
+    top_p_kernel(const __grid_constant__ Sample command, const __grid_constant__ SampleScratch scratch) {
     const SampleView view(command, scratch, blockIdx.y);
     if (!view.drawn()) return;
     SampleCut cut{};
@@ -129,8 +129,8 @@ __global__ void __launch_bounds__(kSampleThreads) top_p_kernel(const __grid_cons
 }
 
 template <int kLevel>
-__global__ void __launch_bounds__(kSampleThreads) draw_kernel(const __grid_constant__ Sample command,
-                                                              const __grid_constant__ SampleScratch scratch) {
+__global__ void __launch_bounds__(kSampleThreads)
+    draw_kernel(const __grid_constant__ Sample command, const __grid_constant__ SampleScratch scratch) {
     const SampleView view(command, scratch, blockIdx.y);
     if (!view.drawn() || !view.has_top_p()) return;
     SampleCut cut{};
@@ -171,8 +171,8 @@ __device__ __forceinline__ InOrder in_order(const SampleView& view, uint32_t key
     return {view.top(), view.options.temperature, view.options.min_p, view.state->low_key, key, view.has_top_p()};
 }
 
-__global__ void __launch_bounds__(kSampleThreads) slices_kernel(const __grid_constant__ Sample command,
-                                                                const __grid_constant__ SampleScratch scratch) {
+__global__ void __launch_bounds__(kSampleThreads)
+    slices_kernel(const __grid_constant__ Sample command, const __grid_constant__ SampleScratch scratch) {
     HB_SHARED_ARRAY(Amount, room, [kMaxWarps]);
     const SampleView view(command, scratch, blockIdx.y);
     if (!view.drawn()) return;
@@ -184,8 +184,8 @@ __global__ void __launch_bounds__(kSampleThreads) slices_kernel(const __grid_con
 }
 
 /// grid: [1, rows]
-__global__ void __launch_bounds__(kSampleThreads) finish_kernel(const __grid_constant__ Sample command,
-                                                                const __grid_constant__ SampleScratch scratch) {
+__global__ void __launch_bounds__(kSampleThreads)
+    finish_kernel(const __grid_constant__ Sample command, const __grid_constant__ SampleScratch scratch) {
     const SampleView view(command, scratch, blockIdx.y);
     if (!view.drawn()) {
         const auto greatest = int32_t(0xffffffffu - uint32_t(view.state->top));
@@ -214,8 +214,7 @@ int slices_of(int32_t vocab) { return (vocab + kSliceTokens - 1) / kSliceTokens;
 
 size_t sample_scratch_bytes(int32_t count, int32_t vocab) {
     if (count <= 0 || vocab <= 0) return 0;
-    return size_t(count) *
-           (sizeof(SampleState) + sizeof(Amount) * (size_t(kHistograms) * kBins + size_t(slices_of(vocab))));
+    return size_t(count) * (sizeof(SampleState) + sizeof(Amount) * (size_t(kHistograms) * kBins + size_t(slices_of(vocab))));
 }
 
 cudaError_t run(const Sample& command, cudaStream_t stream) {

@@ -6,7 +6,8 @@
 
 namespace halfbyte::cuda {
 
-using Amount = unsigned long long;  ///< a count of tokens, or a sum of weights in units of 2^-42: the order of a sum is no matter
+using Amount =
+    unsigned long long;  ///< a count of tokens, or a sum of weights in units of 2^-42: the order of a sum is no matter
 
 constexpr int kSampleThreads = 256;
 constexpr int kSliceTokens = 2048;  // of a block
@@ -83,9 +84,12 @@ struct SampleView {
     int vocab;
 
     __device__ __forceinline__ SampleView(const Sample& command, const SampleScratch& scratch, unsigned row)
-        : logits(command.logits + int64_t(row) * command.logits_stride), options(command.rows[row]),
-          state(scratch.states + row), histograms(scratch.histograms + int64_t(row) * kHistograms * kBins),
-          slices(scratch.slices + int64_t(row) * scratch.slice_count), vocab(command.vocab) {}
+        : logits(command.logits + int64_t(row) * command.logits_stride),
+          options(command.rows[row]),
+          state(scratch.states + row),
+          histograms(scratch.histograms + int64_t(row) * kHistograms * kBins),
+          slices(scratch.slices + int64_t(row) * scratch.slice_count),
+          vocab(command.vocab) {}
     __device__ __forceinline__ bool has_top_k() const { return options.top_k > 0 && options.top_k < vocab; }
     __device__ __forceinline__ bool has_top_p() const { return options.top_p < 1.0f; }
     __device__ __forceinline__ float top() const { return logit_of(uint32_t(state->top >> 32)); }

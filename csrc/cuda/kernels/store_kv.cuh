@@ -11,7 +11,7 @@ constexpr int kThreads = 128;
 
 __device__ __forceinline__ uint32_t half_bits(float value) { return __half_as_ushort(__float2half_rn(value)); }
 __device__ __forceinline__ uint32_t bf16_bits(float value) { return __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
-__device__ __forceinline__ uint32_t byte_bits(float value) { return uint32_t(int(rintf(value))) & 0xffu; }
+__device__ __forceinline__ uint32_t byte_bits(float value) { return uint32_t(__float2int_rn(value)) & 0xffu; }
 
 /// Four elements of a row at `column` < width; those from head_dim on are zero.
 template <bool kVectors>

@@ -13,18 +13,12 @@ constexpr int kFlatThreads = 128;  // of what needs no sum
 /// The accurate functions: this is bound by memory, what they cost hides behind it.
 __device__ __forceinline__ float activated(Activation activation, float x) {
     switch (activation) {
-        case Activation::relu:
-            return x < 0.0f ? 0.0f : x;  // NaN stays NaN
-        case Activation::gelu:
-            return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-        case Activation::gelu_tanh:
-            return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
-        case Activation::silu:
-            return x / (1.0f + expf(-x));
-        case Activation::tanh:
-            return tanhf(x);
-        case Activation::none:
-            break;
+        case Activation::relu: return x < 0.0f ? 0.0f : x;  // NaN stays NaN
+        case Activation::gelu: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+        case Activation::gelu_tanh: return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+        case Activation::silu: return x / (1.0f + expf(-x));
+        case Activation::tanh: return tanhf(x);
+        case Activation::none: break;
     }
     return x;
 }

@@ -1,12 +1,15 @@
 // Fibers and their scheduler: what runs a grid.
+#include <link.h>
 #include <sys/mman.h>
 
 #include <memory>
 #include <numeric>
+#include <thread>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "accesses.h"
 #include "internal.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -32,6 +35,16 @@ Block* block = nullptr;
 __attribute__((weak)) void note_access(const void*, size_t, bool, bool, Site) {}
 __attribute__((weak)) void note_atomic(const void*) {}
 __attribute__((weak)) void note_fence() {}
+__attribute__((weak)) void count_access(const void*, size_t, bool, Site) {}
+
+namespace accesses {  // accesses.cpp has them in a race build
+__attribute__((weak)) bool available() { return false; }
+__attribute__((weak)) void start() {}
+__attribute__((weak)) void stop() {}
+__attribute__((weak)) std::vector<Row> table() { return {}; }
+__attribute__((weak)) Row total(const std::string&, const std::string&, Space) { return {}; }
+__attribute__((weak)) std::string format(const std::vector<Row>&) { return ""; }
+}  // namespace accesses
 
 std::string describe(Site site) {
     const char* name = std::strrchr(site.file, '/');
@@ -70,7 +83,7 @@ struct AsyncCopy {
 };
 
 struct Fiber : Thread {
-    char* stack = nullptr;
+    char* stack_memory = nullptr;
     void* context = nullptr;  // saved stack pointer
 #if !defined(__x86_64__)
     ucontext_t ucontext;
@@ -89,7 +102,6 @@ struct Collective {
     void* requests[32] = {};
 };
 
-constexpr size_t kStackBytes = 256 << 10;
 std::vector<std::unique_ptr<Fiber>> fibers;
 Fiber host;  // the context that called launch()
 Fiber* current = &host;
@@ -98,6 +110,7 @@ std::vector<std::vector<Collective>> warps;  // open meetings, by warp
 unsigned live, at_barrier, votes, vote_result;
 Site barrier_site;
 std::string fault_text;
+std::thread::id running_thread;
 const std::function<void()>* kernel_body;
 uint64_t random_state, block_serial;
 
@@ -134,15 +147,15 @@ cudaemu_switch:
     .size cudaemu_switch, .-cudaemu_switch
 )");
 void prepare(Fiber& f) {
-    void** top = reinterpret_cast<void**>(f.stack + kStackBytes) - 1;  // as if called: 8 past a multiple of 16
-    *--top = reinterpret_cast<void*>(&fiber_main);                     // where the first switch returns to
+    void** top = reinterpret_cast<void**>(f.stack_memory + kStackBytes) - 1;  // as if called: 8 past a multiple of 16
+    *--top = reinterpret_cast<void*>(&fiber_main);                            // where the first switch returns to
     f.context = top - 6;
 }
 void swap_context(Fiber& from, Fiber& to) { cudaemu_switch(&from.context, to.context); }
 #else
 void prepare(Fiber& f) {
     getcontext(&f.ucontext);
-    f.ucontext.uc_stack.ss_sp = f.stack;
+    f.ucontext.uc_stack.ss_sp = f.stack_memory;
     f.ucontext.uc_stack.ss_size = kStackBytes;
     makecontext(&f.ucontext, reinterpret_cast<void (*)()>(&fiber_main), 0);
 }
@@ -251,15 +264,15 @@ void run_block(uint3 index) {
     shared_zones.push_back({nullptr, allocate_shared(dynamic_bytes, 128)});
     while (fibers.size() < block->threads) {
         fibers.push_back(std::make_unique<Fiber>());
-        fibers.back()->stack = static_cast<char*>(
+        fibers.back()->stack_memory = static_cast<char*>(
             mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     }
     warps.assign((block->threads + 31) / 32, {});
     for (unsigned i = 0; i < block->threads; ++i) {
         Fiber& f = *fibers[i];
-        char* stack = f.stack;
+        char* stack = f.stack_memory;
         f = Fiber{};
-        f.stack = stack;
+        f.stack = f.stack_memory = stack;
         f.linear = i;
         f.thread_idx = {i % block->size.x, i / block->size.x % block->size.y, i / (block->size.x * block->size.y)};
         ASAN_UNPOISON_MEMORY_REGION(stack + kStackBytes - 4096, 4096);  // frames that never returned
@@ -298,6 +311,8 @@ unsigned block_barrier(Site site, bool vote) {
     else if (site.line != barrier_site.line || std::strcmp(site.file, barrier_site.file))
         fault("divergent barriers: __syncthreads() " + describe(site) + " while others wait " + describe(barrier_site));
     ++self->barrier_epoch;
+    ++self->full_syncs;
+    self->partial_syncs = 0;
     votes += vote;
     if (++at_barrier == live) {
         if (live < block->threads && !options.allow_exited_at_barrier)
@@ -327,6 +342,12 @@ bool arrive_at_collective(uint32_t mask, Site site, void* request, void*** reque
             if ((mask >> i & 1) && fibers[first + i]->done) fault("waits for a lane that has exited " + describe(site));
     } else if (site.line != meeting->site.line || std::strcmp(site.file, meeting->site.file)) {
         fault("divergent warp: " + describe(site) + " while other lanes wait " + describe(meeting->site));
+    }
+    if (mask == ~0u) {
+        ++self->full_syncs;
+        self->partial_syncs = 0;
+    } else {
+        ++self->partial_syncs;
     }
     meeting->arrived |= 1u << lane();
     meeting->requests[lane()] = request;
@@ -365,6 +386,8 @@ void async_copy(void* target, const void* source, unsigned bytes, unsigned valid
         fault("cp.async is misaligned " + describe(site));
     if (valid && !is_device_pointer(source)) fault("cp.async source is not global memory " + describe(site));
     note_access(target, bytes, true, false, site);
+    count_access(target, bytes, true, site);
+    if (valid) count_access(source, valid, false, site);
     std::memset(target, 0xff, bytes);
     current->copies.push_back({target, source, bytes, valid, current->copy_group, site});
 }
@@ -400,8 +423,51 @@ bool allow_dynamic_shared(const void* kernel, size_t bytes) {
     return true;
 }
 
+void fault(const char* what, Site site) { fault(what + (" " + describe(site))); }
+
+void check_global(const void* address, size_t bytes, const char* what, Site site) {
+    if (!is_device_pointer(address)) fault((std::string(what) + " of what is not global memory").c_str(), site);
+    if (reinterpret_cast<uintptr_t>(address) % std::min(bytes, size_t(16)))
+        fault((std::string(what) + " is misaligned").c_str(), site);
+}
+
+// Static data, the stacks of the block's threads, the parameters, threadIdx and the like: what a kernel may touch besides
+// device memory.
+bool host_may_lend(const void* pointer) {
+    static const auto objects = [] {
+        std::vector<std::pair<uintptr_t, uintptr_t>> out;
+        dl_iterate_phdr(
+            [](dl_phdr_info* info, size_t, void* all) {
+                for (int i = 0; i < info->dlpi_phnum; ++i)
+                    if (info->dlpi_phdr[i].p_type == PT_LOAD) {
+                        const uintptr_t start = info->dlpi_addr + info->dlpi_phdr[i].p_vaddr;
+                        static_cast<decltype(out)*>(all)->emplace_back(start, start + info->dlpi_phdr[i].p_memsz);
+                    }
+                return 0;
+            },
+            &out);
+        return out;
+    }();
+    const auto inside = [pointer](const void* start, size_t bytes) {
+        return reinterpret_cast<uintptr_t>(pointer) - reinterpret_cast<uintptr_t>(start) < bytes;
+    };
+    if (running_thread != std::this_thread::get_id()) return true;  // another thread's host code
+    if (inside(self->stack, kStackBytes) || inside(block->launch->parameters, block->launch->parameter_bytes) ||
+        inside(block->launch, sizeof(Launch)) || inside(block, sizeof(Block)))
+        return true;
+    for (const auto& f : fibers)
+        if (inside(f.get(), sizeof(Fiber)) || inside(f->stack_memory, kStackBytes)) return true;
+    for (const auto& [start, end] : objects)
+        if (inside(reinterpret_cast<const void*>(start), end - start)) return true;
+    return false;
+}
+
+std::function<void(const Launch&)> on_launch;
+
 void run_grid(const Launch& launch) {
     DeviceMemoryOpen open;
+    if (on_launch) on_launch(launch);
+    running_thread = std::this_thread::get_id();
     const dim3 grid = launch.grid;
     const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
     Block running{grid, launch.block, {}, launch.block.x * launch.block.y * launch.block.z, 0, block_serial + 1, &launch};

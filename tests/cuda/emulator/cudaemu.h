@@ -57,6 +57,10 @@ struct Statistics {
 extern Options options;
 extern Statistics statistics;
 
+struct Launch;
+/// Called before each kernel runs, where it is set: device memory is open then.
+extern std::function<void(const Launch&)> on_launch;
+
 // What a kernel did that CUDA forbids. launch() reports it as cudaErrorLaunchFailure.
 struct Fault : std::runtime_error {
     using std::runtime_error::runtime_error;
@@ -88,6 +92,9 @@ struct Thread {
     unsigned barrier_epoch = 0;  // how many __syncthreads() it has passed
     unsigned warp_epoch = 0;     // how many full-warp __syncwarp() it has passed
     unsigned fences = 0;         // how many __threadfence()
+    unsigned full_syncs = 0;     // how many barriers and collectives of its whole warp
+    unsigned partial_syncs = 0;  // how many other collectives since the last of those
+    const char* stack = nullptr;
 };
 
 struct Launch {
@@ -112,6 +119,7 @@ extern Thread* self;
 extern Block* block;
 
 [[noreturn]] void fault(const std::string& what);  // abandons the launch; call on a CUDA thread
+[[noreturn]] void fault(const char* what, Site site);
 std::string describe(Site site);
 
 unsigned block_barrier(Site site, bool vote);                      // how many threads of the block voted
@@ -132,12 +140,10 @@ bool is_shared_pointer(const void* pointer);
 void note_access(const void* address, size_t bytes, bool write, bool atomic, Site site = {nullptr, 0});
 void note_atomic(const void* address);
 void note_fence();
+// For the table of accesses.h.
+void count_access(const void* address, size_t bytes, bool write, Site site);
 
-inline void check_global(const void* address, size_t bytes, const char* what, Site site) {
-    if (!is_device_pointer(address)) fault(std::string(what) + " of what is not global memory " + describe(site));
-    if (reinterpret_cast<uintptr_t>(address) % std::min(bytes, size_t(16)))
-        fault(std::string(what) + " is misaligned " + describe(site));
-}
+void check_global(const void* address, size_t bytes, const char* what, Site site);
 
 // Lanes named in mask meet here; the last to come runs combine(requests), which may write results
 // into every lane's request. requests[lane] is null for lanes outside the mask.
@@ -162,8 +168,8 @@ T shuffle(uint32_t mask, T value, int width, Site site, SourceOf source_of) {
         T value, result;
         int source;
     } request{value, value, source_of(int(lane()))};
-    if (width < 1 || width > 32 || (width & (width - 1))) fault("shuffle width is no power of two " + describe(site));
-    warp_collective(mask, site, request, [&](Request** lanes) {
+    if (width < 1 || width > 32 || (width & (width - 1))) fault("shuffle width is no power of two", site);
+    warp_collective(mask, site, request, [&](Request** lanes) CUDAEMU_UNSEEN {
         for (int i = 0; i < 32; ++i) {
             if (!lanes[i]) continue;
             const Request* source = lanes[lanes[i]->source];
@@ -179,7 +185,7 @@ T shuffle(uint32_t mask, T value, int width, Site site, SourceOf source_of) {
 // What all lanes of the mask get: combine() over their values.
 template <class T, class Combine>
 T reduce(uint32_t mask, T value, Site site, Combine combine) {
-    warp_collective(mask, site, value, [&](T** lanes) {
+    warp_collective(mask, site, value, [&](T** lanes) CUDAEMU_UNSEEN {
         T* first = nullptr;
         for (int i = 0; i < 32; ++i)
             if (lanes[i] && first)
@@ -207,8 +213,13 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 size, size_t d
                    Arguments&&... arguments) {
     auto parameters = std::make_shared<std::tuple<Parameters...>>(std::forward<Arguments>(arguments)...);
     if (std::apply([](const auto&... p) { return (host_pointer(p) || ...); }, *parameters)) return host_argument();
-    return submit({reinterpret_cast<const void*>(kernel), grid, size, dynamic_shared_bytes,
-                   [kernel, parameters] { std::apply(kernel, *parameters); }, parameters.get(), sizeof *parameters},
+    // What the body reads lies on the fiber's stack or among the parameters: the race detector knows no other memory of the host.
+    const auto body = [kernel, parameters, p = parameters.get()]() CUDAEMU_UNSEEN {
+        auto* const local = kernel;
+        std::apply(local, *p);
+    };
+    return submit({reinterpret_cast<const void*>(kernel), grid, size, dynamic_shared_bytes, body, parameters.get(),
+                   sizeof *parameters},
                   stream);
 }
 

@@ -85,7 +85,7 @@ uint32_t __match_any_sync(uint32_t mask, T value, CUDAEMU_SITE) {
         T value;
         uint32_t same;
     } request{value, 0};
-    ::cudaemu::warp_collective(mask, CUDAEMU_HERE, request, [](Request** lanes) {
+    ::cudaemu::warp_collective(mask, CUDAEMU_HERE, request, [](Request** lanes) CUDAEMU_UNSEEN {
         for (int i = 0; i < 32; ++i)
             for (int j = 0; lanes[i] && j < 32; ++j)
                 if (lanes[j] && !std::memcmp(&lanes[i]->value, &lanes[j]->value, sizeof(T))) lanes[i]->same |= 1u << j;
@@ -119,8 +119,9 @@ CUDAEMU_REDUCE(xor, unsigned, a ^ b)
 // Threads are fibers of one OS thread, so a plain read-modify-write is atomic.
 template <class T, class Change>
 CUDAEMU_UNSEEN T cudaemu_atomic(T* address, Change change, ::cudaemu::Site site) {
-    if (reinterpret_cast<uintptr_t>(address) % sizeof(T)) ::cudaemu::fault("atomic is misaligned " + describe(site));
+    if (reinterpret_cast<uintptr_t>(address) % sizeof(T)) ::cudaemu::fault("atomic is misaligned", site);
     ::cudaemu::note_access(address, sizeof(T), true, true, site);
+    ::cudaemu::count_access(address, sizeof(T), true, site);
     ::cudaemu::note_atomic(address);
     T old;
     std::memcpy(static_cast<void*>(&old), address, sizeof(T));
@@ -162,6 +163,7 @@ T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T
     CUDAEMU_UNSEEN T name(const T* address, CUDAEMU_SITE) {                     \
         ::cudaemu::check_global(address, sizeof(T), #name, CUDAEMU_HERE);       \
         ::cudaemu::note_access(address, sizeof(T), false, false, CUDAEMU_HERE); \
+        ::cudaemu::count_access(address, sizeof(T), false, CUDAEMU_HERE);       \
         return *address;                                                        \
     }
 CUDAEMU_LOAD(__ldg)
@@ -176,6 +178,7 @@ CUDAEMU_LOAD(__ldcv)
     CUDAEMU_UNSEEN void name(T* address, std::type_identity_t<T> value, CUDAEMU_SITE) { \
         ::cudaemu::check_global(address, sizeof(T), #name, CUDAEMU_HERE);               \
         ::cudaemu::note_access(address, sizeof(T), true, false, CUDAEMU_HERE);          \
+        ::cudaemu::count_access(address, sizeof(T), true, CUDAEMU_HERE);                \
         *address = value;                                                               \
     }
 CUDAEMU_STORE(__stwb)

@@ -15,9 +15,10 @@ template <int kMatrices>
 void load_matrix(uint32_t (&out)[kMatrices], const void* row, bool transpose, Site site) {
     static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4);
     if (lane() < 8 * kMatrices) {
-        if (reinterpret_cast<uintptr_t>(row) % 16) fault("ldmatrix row is not 16-byte aligned " + describe(site));
-        if (!is_shared_pointer(row)) fault("ldmatrix row is not in shared memory " + describe(site));
+        if (reinterpret_cast<uintptr_t>(row) % 16) fault("ldmatrix row is not 16-byte aligned", site);
+        if (!is_shared_pointer(row)) fault("ldmatrix row is not in shared memory", site);
         note_access(row, 16, false, false, site);
+        count_access(row, 16, false, site);
     }
     struct Request {
         const uint16_t* row;
@@ -54,7 +55,7 @@ inline float f16_bits_to_float(uint16_t bits) {
 // d += a * b, A [16][K] by rows, B [K][8] by columns. Sums in double, rounded once: hardware's order and rounding are not
 // specified.
 template <int K, class Request>
-void multiply(Request** lanes, const float (&A)[16][K], const float (&B)[8][K]) {
+CUDAEMU_UNSEEN void multiply(Request** lanes, const float (&A)[16][K], const float (&B)[8][K]) {
     for (int l = 0; l < 32; ++l)
         for (int i = 0; i < 4; ++i) {
             const float *row = A[l / 4 + 8 * (i / 2)], *col = B[2 * (l % 4) + i % 2];

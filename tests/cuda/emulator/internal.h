@@ -35,4 +35,11 @@ void free_all_device();
 size_t device_bytes_used();
 bool inside_allocation(const void* pointer, size_t bytes);
 
+// cudaemu.cpp
+constexpr size_t kStackBytes = 256 << 10;  // of a thread
+bool host_may_lend(const void* pointer);
+
+// accesses.cpp
+void count_access_of_code(const void* address, size_t bytes, bool write, const void* code);
+
 }  // namespace cudaemu

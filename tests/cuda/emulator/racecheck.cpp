@@ -7,13 +7,14 @@
 // wrote: __threadfence() before its atomic, __threadfence() after the reader's atomic on the same word, each by the thread of the
 // atomic or, with a __syncthreads() between, by those that wrote and read. (What the writer itself had learned so from a third
 // block is not handed on.)
-#include "internal.h"
 
 #include <sys/mman.h>
-#include <cstdio>
 #include <memory>
 #include <unordered_map>
 #include <vector>
+
+#include "internal.h"
+#include "places.h"
 
 namespace cudaemu {
 
@@ -39,23 +40,8 @@ Shadow* shadow() {
 
 std::string where(const void* code, Site site) {
     if (site.file) return describe(site).substr(3);
-    char path[512] = {}, command[640], line[512] = {};
-    std::FILE* maps = std::fopen("/proc/self/maps", "r");
-    unsigned long start = 0, end = 0, offset = 0, base = 0;
-    while (maps && std::fgets(line, sizeof line, maps)) {
-        if (std::sscanf(line, "%lx-%lx %*s %lx %*s %*s %511s", &start, &end, &offset, path) < 3) continue;
-        if (uintptr_t(code) >= start && uintptr_t(code) < end) {
-            base = start - offset;
-            break;
-        }
-    }
-    if (maps) std::fclose(maps);
-    std::snprintf(command, sizeof command, "addr2line -s -e %s 0x%lx", path, uintptr_t(code) - 1 - base);
-    std::FILE* pipe = popen(command, "r");
-    std::string text = pipe && std::fgets(line, sizeof line, pipe) ? line : "?";
-    if (pipe) pclose(pipe);
-    while (!text.empty() && text.back() == '\n') text.pop_back();
-    return text;
+    const Place place = find_places({static_cast<const char*>(code) - 1})[0];
+    return describe({place.file.c_str(), place.line}).substr(3);
 }
 
 // ------------------------------------------------------------------------- from block to block
@@ -147,7 +133,12 @@ bool unordered(const Access& earlier, bool shared) {
 
 void note(const void* address, size_t bytes, bool write, bool atomic, const void* code, Site site = {nullptr, 0}) {
     const size_t offset = static_cast<const char*>(address) - heap;
-    if (offset >= kHeapBytes || !self) return;
+    if (!self) return;
+    if (offset >= kHeapBytes) {
+        const size_t in_stack = static_cast<const char*>(address) - self->stack;
+        if (in_stack >= kStackBytes && !host_may_lend(address)) fault("touches host memory at " + where(code, site));
+        return;
+    }
     const bool shared = offset < kSharedBytes;
     for (size_t i = 0; i < bytes; ++i) {
         Shadow& s = shadow()[offset + i];
@@ -196,16 +187,21 @@ void note_fence() {
 
 }  // namespace cudaemu
 
-#define HOOKS(bytes)                                                                                                   \
-    void __tsan_read##bytes(void* p) { cudaemu::note(p, bytes, false, false, __builtin_return_address(0)); }           \
-    void __tsan_write##bytes(void* p) { cudaemu::note(p, bytes, true, false, __builtin_return_address(0)); }           \
-    void __tsan_unaligned_read##bytes(void* p) { cudaemu::note(p, bytes, false, false, __builtin_return_address(0)); } \
-    void __tsan_unaligned_write##bytes(void* p) { cudaemu::note(p, bytes, true, false, __builtin_return_address(0)); }
+static void seen(void* p, size_t n, bool write, const void* code) {
+    cudaemu::note(p, n, write, false, code);
+    cudaemu::count_access_of_code(p, n, write, code);
+}
+
+#define HOOKS(bytes)                                                                                   \
+    void __tsan_read##bytes(void* p) { seen(p, bytes, false, __builtin_return_address(0)); }           \
+    void __tsan_write##bytes(void* p) { seen(p, bytes, true, __builtin_return_address(0)); }           \
+    void __tsan_unaligned_read##bytes(void* p) { seen(p, bytes, false, __builtin_return_address(0)); } \
+    void __tsan_unaligned_write##bytes(void* p) { seen(p, bytes, true, __builtin_return_address(0)); }
 extern "C" {
 HOOKS(1) HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16) void __tsan_read_range(void* p, size_t n) {
-    cudaemu::note(p, n, false, false, __builtin_return_address(0));
+    seen(p, n, false, __builtin_return_address(0));
 }
-void __tsan_write_range(void* p, size_t n) { cudaemu::note(p, n, true, false, __builtin_return_address(0)); }
+void __tsan_write_range(void* p, size_t n) { seen(p, n, true, __builtin_return_address(0)); }
 // std::atomic and shared_ptr of the launchers' host code.
 #define ATOMIC_HOOKS(bits, type)                                                                                  \
     type __tsan_atomic##bits##_load(const volatile type* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); } \
