@@ -204,8 +204,8 @@ void bind_storage(py::module_& m) {
         .def_property_readonly("block_size", [](const PyWeight& w) { return w.weight.block_size; })
         .def_property_readonly("nbytes", [](const PyWeight& w) { return w.weight.bytes(); })
         .def(
-            "uploaded_bytes",
-            [](const PyWeight& w, const std::string& device) { return uploaded_bytes(device, w.weight); }, py::arg("device"))
+            "uploaded_bytes", [](const PyWeight& w, const std::string& device) { return uploaded_bytes(device, w.weight); },
+            py::arg("device"))
         .def_property_readonly("bits_per_weight", [](const PyWeight& w) { return w.weight.bits_per_weight(); })
         .def("dequantize", &dequantize)
         .def_property_readonly("nested_block_size", [](const PyWeight& w) { return w.weight.nested_block_size; })

@@ -20,6 +20,17 @@ KEY_INSTRUCTIONS = {
     "LDG.128": r"LDG\.E\S*\.128",
     "LDS.128": r"LDS\.128",
 }
+# What tools/bench/gpu_roofline.py reckons with, in main loops.
+LOOP_INSTRUCTIONS = {
+    "HMMA": r"HMMA\.16816",
+    "LDSM": r"LDSM",
+    "LDS.32": r"LDS(?!M|\.64|\.128)",
+    "LDS.64": r"LDS\.64",
+    "LDS.128": r"LDS\.128",
+    "LDGSTS": r"LDGSTS",
+    "LDG.128": r"LDG\.E\S*\.128",
+    "MUFU": r"MUFU",
+}
 SPILLS = r"STL|LDL"
 DOUBLES = r"D(?:ADD|MUL|FMA|SETP|MNMX)|F2F\.F64|MUFU\.\w+64H"
 
@@ -33,6 +44,17 @@ class Kernel:
     shared: int = 0  # static, bytes
     local: int = 0
     opcodes: Counter[str] = field(default_factory=Counter)
+    code: list[tuple[int, str, int | None]] = field(default_factory=list)  # address, opcode, where it jumps to
+
+    def main_loop(self) -> Counter[str]:
+        """The opcodes of the loop that holds most of the tensor instructions or, without them, of the wide loads."""
+        key = re.compile(KEY_INSTRUCTIONS["HMMA" if self.count(KEY_INSTRUCTIONS["HMMA"]) else "LDG.128"])
+        loops = []
+        for source, _, target in self.code:
+            if target is not None and target < source:
+                inside = [opcode for at, opcode, _ in self.code if target <= at <= source and opcode != "NOP"]
+                loops.append((-sum(key.match(opcode) is not None for opcode in inside), len(inside), inside))
+        return Counter(min(loops)[2]) if loops and min(loops)[0] < 0 else Counter()
 
     def count(self, pattern: str) -> int:
         matches = re.compile(f"(?:{pattern})").match
@@ -44,9 +66,15 @@ class Kernel:
 
     def summary(self) -> dict[str, int]:
         keys = {name: self.count(pattern) for name, pattern in KEY_INSTRUCTIONS.items()}
-        return {"registers": self.registers, "shared": self.shared, "instructions": self.instructions} | {
-            name: count for name, count in keys.items() if count
-        }
+        loop = self.main_loop()
+        in_loop = {"loop instructions": sum(loop.values())}
+        for name, pattern in LOOP_INSTRUCTIONS.items():
+            in_loop[f"loop {name}"] = sum(n for opcode, n in loop.items() if re.match(pattern, opcode))
+        return (
+            {"registers": self.registers, "shared": self.shared, "instructions": self.instructions}
+            | {name: count for name, count in keys.items() if count}
+            | {name: count for name, count in in_loop.items() if count}
+        )
 
 
 class Tools:
@@ -95,8 +123,10 @@ def kernels_of(tools: Tools, library: Path, architecture: str) -> dict[str, Kern
         if match := re.search(r"Function : (\S+)", line):
             current = found[match[1]]
         elif current is not None and (
-            match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", line)
+            match := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)(.*)", line)
         ):
-            current.opcodes[match[1]] += 1
+            current.opcodes[match[2]] += 1
+            jump = re.match(r"\s+(?:!?U?P\w+,\s+)?0x([0-9a-f]+)", match[3]) if match[2].startswith("BRA") else None
+            current.code.append((int(match[1], 16), match[2], int(jump[1], 16) if jump else None))
     names = demangled(list(found))
     return {names[name]: kernel for name, kernel in found.items()}

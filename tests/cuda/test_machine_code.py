@@ -81,7 +81,9 @@ def test_the_record(code: dict[str, dict[str, Kernel]]) -> None:
             now, then = kernel.summary(), record[architecture][name]
             if now["instructions"] > GROWTH * then["instructions"]:
                 problems.append((architecture, name, "instructions", now["instructions"], then["instructions"]))
-            for key in (now.keys() | then.keys()) - {"instructions", "registers", "shared"}:
+            for key in now.keys() | then.keys():
+                if key in ("instructions", "registers", "shared") or key.startswith("loop "):
+                    continue
                 if now.get(key, 0) != then.get(key, 0):
                     problems.append((architecture, name, key, now.get(key, 0), then.get(key, 0)))
     assert not problems, "record anew with HALFBYTE_WRITE_DOCS=1 if this is meant"

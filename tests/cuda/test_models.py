@@ -6,6 +6,7 @@ in float32, "high" at most that of transformers in bfloat16.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,6 +140,16 @@ def test_a_batch_of_adapters(on_cuda: Engines, adapters: Adapters) -> None:
     finally:
         model.unload_adapter("a")
         model.unload_adapter("b")
+
+
+def test_many_threads(on_cuda: Engines) -> None:
+    """Threads that write different texts on one device take turns in its queue: each gets what it gets alone."""
+    model = on_cuda.get("llama/nf4-dq", "float32", device="cuda")
+    prompts = [random_ids(5 + i, 20 + i) for i in range(3)]
+    alone = [model.generate_tokens(prompt, max_tokens=4) for prompt in prompts]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        together = list(pool.map(lambda prompt: model.generate_tokens(prompt, max_tokens=4), prompts))
+    assert together == alone
 
 
 def test_weights_in_host_memory(zoo: Zoo, on_cuda: Engines) -> None:

@@ -1,6 +1,7 @@
 // Products with many rows, the work of reading prompts: tensor cores are the bound.
 #include "cuda/kernels/gemm.cuh"
 #include "cuda/kernels/launchers.h"
+#include "cuda/kernels/parts.h"
 
 namespace halfbyte::cuda {
 
@@ -64,32 +65,16 @@ cudaError_t run_rows(const Gemm& command, cudaStream_t stream) {
 
 cudaError_t run(const Gemm& command, cudaStream_t stream) {
     if (!valid(command)) return cudaErrorInvalidValue;
-    // Parts of one kind go together.
-    bool done[kMaxParts] = {};
-    for (int first = 0; first < command.parts; ++first) {
-        if (done[first]) continue;
-        const TiledWeight& kind = command.part[first].weight;
-        Gemm together = command;
-        together.parts = 0;
-        for (int i = first; i < command.parts; ++i) {
-            const TiledWeight& w = command.part[i].weight;
-            if (done[i] || w.format != kind.format || scales_of_tile(w) != scales_of_tile(kind)) continue;
-            together.part[together.parts++] = command.part[i];
-            done[i] = true;
+    return for_each_kind(command, scales_of_tile, [&](auto tag, const Gemm& together, int scales) {
+        constexpr Format kFormat = decltype(tag)::kFormat;
+        if constexpr (!Tile<kFormat>::kHasScales) {
+            return run_rows<kFormat, 0>(together, stream);
+        } else {
+            if constexpr (kFormat == Format::codebook4)
+                if (scales == 1) return run_rows<kFormat, 1>(together, stream);
+            return run_rows<kFormat, 4>(together, stream);
         }
-        const cudaError_t error = with_format(kind.format, [&](auto tag) {
-            constexpr Format kFormat = decltype(tag)::kFormat;
-            if constexpr (!Tile<kFormat>::kHasScales) {
-                return run_rows<kFormat, 0>(together, stream);
-            } else {
-                if constexpr (kFormat == Format::codebook4)
-                    if (scales_of_tile(kind) == 1) return run_rows<kFormat, 1>(together, stream);
-                return run_rows<kFormat, 4>(together, stream);
-            }
-        });
-        if (error != cudaSuccess) return error;
-    }
-    return cudaSuccess;
+    });
 }
 
 }  // namespace halfbyte::cuda

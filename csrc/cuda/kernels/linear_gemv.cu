@@ -2,6 +2,7 @@
 #include "cuda/kernels/gemv_exact.cuh"
 #include "cuda/kernels/gemv_mma.cuh"
 #include "cuda/kernels/launchers.h"
+#include "cuda/kernels/parts.h"
 
 namespace halfbyte::cuda {
 
@@ -90,34 +91,18 @@ cudaError_t run_rows(const Gemv& command, cudaStream_t stream) {
 
 cudaError_t run(const Gemv& command, cudaStream_t stream) {
     if (!valid(command)) return cudaErrorInvalidValue;
-    // Parts of one kind go together.
-    bool done[kMaxParts] = {};
-    for (int first = 0; first < command.parts; ++first) {
-        if (done[first]) continue;
-        const TiledWeight& kind = command.part[first].weight;
-        Gemv together = command;
-        together.parts = 0;
-        for (int i = first; i < command.parts; ++i) {
-            const TiledWeight& w = command.part[i].weight;
-            if (done[i] || w.format != kind.format || scales_of_tile(w) != scales_of_tile(kind)) continue;
-            together.part[together.parts++] = command.part[i];
-            done[i] = true;
-        }
-        const cudaError_t error = with_format(kind.format, [&](auto tag) {
-            constexpr Format kFormat = decltype(tag)::kFormat;
-            if constexpr (!Tile<kFormat>::kHasScales) {
-                return run_rows<kFormat, 0>(together, stream);
-            } else {
-                switch (scales_of_tile(kind)) {
-                    case 1: return run_rows<kFormat, 1>(together, stream);
-                    case 2: return run_rows<kFormat, 2>(together, stream);
-                    default: return run_rows<kFormat, 4>(together, stream);
-                }
+    return for_each_kind(command, scales_of_tile, [&](auto tag, const Gemv& together, int scales) {
+        constexpr Format kFormat = decltype(tag)::kFormat;
+        if constexpr (!Tile<kFormat>::kHasScales) {
+            return run_rows<kFormat, 0>(together, stream);
+        } else {
+            switch (scales) {
+                case 1: return run_rows<kFormat, 1>(together, stream);
+                case 2: return run_rows<kFormat, 2>(together, stream);
+                default: return run_rows<kFormat, 4>(together, stream);
             }
-        });
-        if (error != cudaSuccess) return error;
-    }
-    return cudaSuccess;
+        }
+    });
 }
 
 }  // namespace halfbyte::cuda
