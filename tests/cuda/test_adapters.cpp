@@ -34,6 +34,7 @@ struct Adapter {
     int rank;
     Element a_element, b_element;
     bool gain, shift, pivot_is_bias;
+    bool displaced = false;  // both matrices begin 4 bytes behind where a vector could
 };
 
 /// `sets`: for each row the adapters it names, in order.
@@ -51,13 +52,15 @@ void adapt(const std::string& name, const std::vector<Adapter>& adapters, const 
         const Adapter& of = adapters[i];
         a.push_back(matrix(of.a_element, size_t(of.rank * in), 1 / std::sqrt(float(in))));
         b.push_back(matrix(of.b_element, size_t(of.rank * out), 1));
+        const size_t skipped = of.displaced ? 4 : 0;
+        for (Matrix* m : {&a.back(), &b.back()}) m->bytes.insert(m->bytes.begin(), skipped, uint8_t(0xff));
         gains.push_back(normal(size_t(out))), shifts.push_back(normal(size_t(out)));
         a_device.push_back(std::make_unique<DeviceArray<uint8_t>>(a.back().bytes));
         b_device.push_back(std::make_unique<DeviceArray<uint8_t>>(b.back().bytes));
         gain_device.push_back(std::make_unique<DeviceArray<float>>(gains.back()));
         shift_device.push_back(std::make_unique<DeviceArray<float>>(shifts.back()));
         AdapterEntry entry{};
-        if (of.rank > 0) entry.a = a_device.back()->data, entry.b = b_device.back()->data;
+        if (of.rank > 0) entry.a = a_device.back()->data + skipped, entry.b = b_device.back()->data + skipped;
         entry.a_element = of.a_element, entry.b_element = of.b_element;
         entry.rank = of.rank, entry.scale = 0.5f + float(i), entry.weight = of.gain ? 1.0f : 0.75f;
         if (of.gain) entry.gain = gain_device.back()->data;
@@ -149,6 +152,21 @@ void cases() {
     adapt("a long run", some, many, 72, 40, true, 4);
     many.assign(260, {0});
     adapt("a prompt", some, many, 32, 20, false, 0);
+    many.resize(297, {1, 3});  // the tiles of a prompt, a row of A too few, an odd rank
+    adapt("a prompt and more", some, many, 140, 33, true, 4);
+    many.assign(260, {0});
+    adapt("a great rank", {{129, bf16, f16, false, false, false}}, many, 64, 70, false, 0);
+    // Longer than what the warps of a block read in one round: one row, and tiles of two and four rows with some missing.
+    for (const int rows : {1, 2, 3, 5, 17})
+        many.assign(size_t(rows), {0, 2, 1}), adapt("wide, rows " + std::to_string(rows), some, many, 1160, 72, true, 8);
+    adapt("one column", some, {{0}, {1, 3}, {5}}, 1, 1, true, 0);
+    for (const Element element : {f32, f16, bf16})
+        adapt("matrices that begin anywhere", {{36, element, element, true, false, true, true}}, {{0}, {}, {0}, {0}}, 128,
+              65, true, 0);
+    Adapt nothing{};
+    report("no segments", run(nothing, nullptr) == cudaSuccess ? "" : "refused");
+    nothing.row_count = -1;
+    report("negative rows", run(nothing, nullptr) == cudaErrorInvalidValue ? "" : "accepted");
 }
 
 }  // namespace

@@ -87,6 +87,37 @@ void cases() {
             as_the_host("sample of " + std::to_string(vocab) + ", " + std::to_string(i), logits, options);
         }
     }
+    // Rows of equal logits; great differences; filters at their ends.
+    for (const size_t vocab : {300, 4097}) {
+        std::vector<std::vector<float>> logits;
+        std::vector<SamplingOptions> options;
+        const auto add = [&](std::vector<float> row, float temperature, int64_t top_k, float top_p, float min_p) {
+            logits.push_back(std::move(row));
+            options.push_back(settings(temperature, top_k, top_p, min_p, ++seed));
+        };
+        const std::vector<float> flat(vocab, 0.25f), spread = normal(vocab, 8);
+        for (const float temperature : {0.0f, 1e-6f, 1.0f, 100.0f})
+            for (const float top_p : {1e-6f, 0.5f, 0.999f, 1.0f}) {
+                add(flat, temperature, 7, top_p, 0);
+                add(spread, temperature, 0, top_p, top_p == 0.5f ? 0.01f : 0.0f);
+            }
+        std::vector<float> signs(vocab, -1);  // 0 and -0 are equal: the first one, and each with its chance
+        signs[vocab / 2] = -0.0f, signs[vocab - 1] = 0;
+        for (const float temperature : {0.0f, 0.01f}) add(signs, temperature, 0, temperature == 0 ? 1.0f : 0.9f, 0);
+        std::vector<float> lonely(vocab, -kInfinity), great = normal(vocab);
+        lonely[vocab / 2] = -3.4e38f, great[vocab - 1] = 3e38f;  // beside which all others weigh nothing
+        for (const float top_p : {0.9f, 1.0f}) add(lonely, 1, 3, top_p, 0.1f), add(great, 1, 3, top_p, 0.1f);
+        as_the_host("ends of " + std::to_string(vocab), logits, options);
+    }
+    // Half of so many that their weights are beyond 2^53, where doubles have no neighbours at 1.
+    std::vector<SamplingOptions> half;
+    for (int i = 0; i < 4; i++) half.push_back(settings(1, 0, 0.5f, 0, ++seed));
+    as_the_host("half of equals", std::vector(half.size(), std::vector<float>(30000, 2.0f)), half);
+    Sample nothing{};
+    nothing.vocab = 10;
+    report("no rows", run(nothing, nullptr) == cudaSuccess ? "" : "refused");
+    nothing.count = 1;
+    report("no scratch", run(nothing, nullptr) == cudaErrorInvalidValue ? "" : "accepted");
     // Nothing to draw from.
     std::vector<std::vector<float>> bad(4, normal(100));
     bad[0][41] = NAN, bad[1][99] = kInfinity;

@@ -7,7 +7,7 @@
 //   slices       without top_p they are drawn in the order of their ids: the weights of each slice. With it, of equal keys, which
 //                one counts: the number of them in each slice
 //   finish       the slice, and the token in it
-// Weights are float32 exponentials of 42 bits behind the point: integers, so that atomics give the same sum in any order. A row
+// Weights are float32 exponentials with 41 bits behind the point: integers, so that atomics give the same sum in any order. A row
 // without a filter leaves its passes at once. Bound by the latency of eleven launches: a pass reads 4 bytes a token, from L2.
 #include "cuda/kernels/launchers.h"
 #include "cuda/kernels/sample.cuh"
@@ -73,7 +73,7 @@ __device__ __forceinline__ void count(const SampleView& view, Wanted wanted, Amo
     });
     __syncthreads();
     for (int i = int(threadIdx.x); i < kBins; i += kSampleThreads) {
-        const Amount sum = (Amount(high[i]) << kWeightBits) + low[i];
+        const Amount sum = (Amount(high[i]) << kLowBits) + low[i];
         if (sum != 0) atomicAdd(&histogram[i], sum);
     }
     if (kWeights && with_min_p) {
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kSampleThreads)
     if constexpr (kLevel == 1) {
         // A token stays as long as those above it do not reach top_p of all: the last one is that which does.
         const double top_p = double(view.options.top_p);
-        const auto target = [top_p](Amount total) { return target_of(ceil(top_p * double(total)) - 1, total); };
+        const auto target = [top_p](Amount total) { return target_of_top_p(top_p, total); };
         cut = descend(view, Select::top_p, 0, target);
     }
     if constexpr (kLevel == 2) cut = descend_left(view, Select::top_p, 1);
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kSampleThreads)
         const Amount min_p_weight = view.options.min_p > 0 ? view.state->min_p_weight : ~Amount(0);
         const double uniform = view.options.uniform;
         const auto target = [=](Amount total) {
-            const Amount up_to = target_of(ceil(top_p * double(total)) - 1, total);
+            const Amount up_to = target_of_top_p(top_p, total);
             const Amount rounded = up_to - last.left + (one > 0 ? (last.left / one + 1) * one : 0);
             const Amount kept = rounded < min_p_weight ? rounded : min_p_weight;
             return target_of(uniform * double(kept), kept);

@@ -6,14 +6,15 @@
 
 namespace halfbyte::cuda {
 
-using Amount =
-    unsigned long long;  ///< a count of tokens, or a sum of weights in units of 2^-42: the order of a sum is no matter
+/// A count of tokens, or a sum of weights in units of 2^-41: integers, whose sums do not depend on their order.
+using Amount = unsigned long long;
 
 constexpr int kSampleThreads = 256;
-constexpr int kSliceTokens = 2048;  // of a block
-constexpr int kBins = 2048;         // of a histogram: digits of 11, 11 and 10 bits of a key, from its top
-constexpr int kWeightBits = 21;     // of each half of a weight: a block's sums of halves stay below 2^32
-constexpr int kMostTokens = 1 << 21;
+constexpr int kSliceTokens = 2048;    // of a block
+constexpr int kBins = 2048;           // of a histogram: digits of 11, 11 and 10 bits of a key, from its top
+constexpr int kHighBits = 20;         // of a weight below 1, and kLowBits below them: a block's sums of either fit 32 bits,
+constexpr int kLowBits = 21;          // those of a slice of ones as well
+constexpr int kMostTokens = 1 << 21;  // so that all weights together are below 2^63
 
 enum class Select : int { top_k, top_p, draw };
 
@@ -60,17 +61,15 @@ __device__ __forceinline__ float logit_of(uint32_t key) {
 
 struct Weight {
     float value;
-    uint32_t high, low;  ///< of its 42 bits; 1 is 2^42 - 1
-    __device__ __forceinline__ Amount amount() const { return Amount(high) << kWeightBits | low; }
+    uint32_t high, low;  ///< of its 41 bits; a weight of 1 is exact, and so are sums of equal ones
+    __device__ __forceinline__ Amount amount() const { return (Amount(high) << kLowBits) + low; }
 };
 __device__ __forceinline__ Weight weight_of(float logit, float top, float temperature) {
-    constexpr float kScale = float(1 << kWeightBits);
     Weight out;
     out.value = expf((logit - top) / temperature);
-    const float scaled = out.value * kScale;
+    const float scaled = out.value * float(1 << kHighBits);
     out.high = uint32_t(scaled);
-    out.low = uint32_t((scaled - float(out.high)) * kScale);
-    if (out.high >> kWeightBits != 0) out.high = out.low = (1u << kWeightBits) - 1;
+    out.low = uint32_t((scaled - float(out.high)) * float(1 << kLowBits));
     return out;
 }
 
@@ -153,6 +152,13 @@ __device__ __forceinline__ Found find(int n, Value value, Target target) {
 __device__ __forceinline__ Amount target_of(double part, Amount total) {
     const Amount target = part > 0 ? Amount(part) : 0;
     return target < total ? target : total - (total > 0);
+}
+
+/// That of the token with which the weights from the top reach top_p of all. (Doubles this great have no neighbours at 1: the
+/// subtraction is one of integers.)
+__device__ __forceinline__ Amount target_of_top_p(double top_p, Amount total) {
+    const auto reached = Amount(ceil(top_p * double(total)));
+    return reached == 0 ? 0 : (reached < total ? reached : total) - 1;
 }
 
 /// Looks through the histogram of (select, level) from the greatest digit down. The first block of a row writes it down.
