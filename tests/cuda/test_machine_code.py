@@ -63,6 +63,15 @@ def recorded() -> dict[str, dict[str, dict[str, int]]]:
     return json.loads(RECORD.read_text(encoding="utf-8"))
 
 
+def one_line_each(record: dict[str, dict[str, dict[str, int]]]) -> str:
+    """JSON with a line for each kernel."""
+    parts = []
+    for architecture, kernels in record.items():
+        lines = [f"  {json.dumps(name)}: {json.dumps(summary)}" for name, summary in kernels.items()]
+        parts.append(f" {json.dumps(architecture)}: {{\n" + ",\n".join(lines) + "\n }")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def test_the_record(code: dict[str, dict[str, Kernel]]) -> None:
     """Every kernel is on record with the counts of what it stands on, and has not grown."""
     if WRITING:
@@ -70,7 +79,7 @@ def test_the_record(code: dict[str, dict[str, Kernel]]) -> None:
             architecture: {name: kernel.summary() for name, kernel in sorted(kernels.items())}
             for architecture, kernels in code.items()
         }
-        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        RECORD.write_text(one_line_each(record), encoding="utf-8")
     record = recorded()
     problems: list[Any] = []
     for architecture, kernels in code.items():
