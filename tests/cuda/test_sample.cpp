@@ -80,6 +80,7 @@ void cases() {
             add(1, 0, 1, 0.05f);
             add(1, 0, 1, 0.9f);
             add(0.9f, 50, 0.8f, 0.02f);
+            add(1, 0, 0.99f, 0.3f);  // min_p leaves less than top_p
             // Few different logits: ties at every cut, and tokens that cannot be.
             for (float& v : logits[5]) v = std::round(v);
             for (float& v : logits[7]) v = std::round(v);
