@@ -44,7 +44,13 @@ MUTANTS = [
         "linear",
     ),
     Mutant("tiles.cuh", "int(index >> w.nested_shift)", "int(index >> (w.nested_shift + 1))", "linear_f32", "linear"),
-    Mutant("tiles.cuh", "if (block >= w.blocks) return {0.0f, 0.0f};", "", "linear_gemm", "gemm"),
+    Mutant(
+        "tiles.cuh",
+        "(int64_t(row_tile) * 16 + row) * w.blocks + block;",
+        "(int64_t(row_tile) * 16 + row) * w.blocks;",
+        "linear_f32",
+        "linear",
+    ),
     Mutant(
         "tiles.cuh",
         "^ 0x80808080u, 0x4b000000u, 0x7440u",

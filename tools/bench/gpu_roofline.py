@@ -193,8 +193,8 @@ INTRODUCTION = """# CUDA kernels, on paper
 
 Verified by emulation and inspection, not yet timed on hardware. `python tools/bench/gpu_roofline.py --write` writes
 this page from the instruction counts of the recorded machine code (`tests/cuda/machine_code.json`) and the figures
-below; `tools/bench/gpu.sh`, on a machine with a GPU, measures the same kernels and writes
-`docs/performance-gpu-measured.md`.
+below; `tools/bench/gpu.sh`, on a machine with a GPU, measures the same kernels
+and writes a page beside this one.
 
 How it is reckoned: a main loop is counted for one warp, and a multiprocessor has four schedulers that issue one
 instruction a cycle each, one load/store unit that takes a wavefront of 128 bytes a cycle, and tensor cores at the
