@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
+import toolkit
 
 HERE = Path(__file__).parent
 
@@ -17,6 +17,6 @@ def emulated() -> str:
     path = os.environ.get("HALFBYTE_CUDA_LIBRARY", "")
     if path and Path(path).exists():
         return path
-    if shutil.which("nvcc") is None:
-        pytest.skip("no CUDA toolkit: nvcc is not on PATH, and the kernels need its headers")
+    if reason := toolkit.missing():
+        pytest.skip(reason)
     pytest.fail("the emulated GPU is not built: cmake --preset dev && cmake --build --preset dev")

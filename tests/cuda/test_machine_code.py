@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import toolkit
 
 from halfbyte import _core
 
@@ -44,8 +44,8 @@ MEANT_DOUBLES = r"top_[kp]_|draw_|finish_|slices_|rope_kernel|unit_kernel"
 @pytest.fixture(scope="session")
 def library() -> Path:
     if not LIBRARY.exists():
-        if shutil.which("nvcc") is None:
-            pytest.skip("no CUDA toolkit: nvcc is not on PATH, and the plugin is not built")
+        if reason := toolkit.missing():
+            pytest.skip(reason)
         pytest.fail(f"{LIBRARY.name} is not beside the module: install with HALFBYTE_CUDA=ON")
     return LIBRARY
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import toolkit
 from ptx.instructions import from_bf16
 from ptx.machine import launch
 from ptx.memory import Global
@@ -53,8 +53,8 @@ def plain(names: list[str]) -> list[str]:
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kernel]:
     """By plain name, of all files."""
-    if shutil.which("nvcc") is None:
-        pytest.skip("no CUDA toolkit: nvcc is not on PATH")
+    if reason := toolkit.missing():
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("ptx")
 
     def compiled(source: Path) -> dict[str, Kernel]:
@@ -75,8 +75,8 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kernel]:
 def host_names() -> dict[int, str]:
     """Plain names of functions of the program by their distance from its anchor."""
     if not PROGRAM.exists():
-        if shutil.which("nvcc") is None:
-            pytest.skip("no CUDA toolkit: nvcc is not on PATH")
+        if reason := toolkit.missing():
+            pytest.skip(reason)
         pytest.fail("the recorder is not built: cmake --preset dev && cmake --build --preset dev")
     table = subprocess.run(["nm", PROGRAM], check=True, capture_output=True, text=True).stdout
     symbols = [line.split() for line in table.splitlines()]
