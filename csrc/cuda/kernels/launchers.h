@@ -12,7 +12,7 @@ cudaError_t run(const Gemv& command, cudaStream_t stream);            // linear_
 cudaError_t run(const Gemm& command, cudaStream_t stream);            // linear_gemm.cu
 cudaError_t run(const LinearF32& command, cudaStream_t stream);       // linear_f32.cu
 cudaError_t run(const Embed& command, cudaStream_t stream);           // embed.cu
-cudaError_t run(const TransformRows& command, cudaStream_t stream);   // rows.cu
+cudaError_t run(const TransformRows& command, cudaStream_t stream);   // transform_rows.cu
 cudaError_t run(const Rope& command, cudaStream_t stream);            // rows.cu
 cudaError_t run(const Add& command, cudaStream_t stream);             // rows.cu
 cudaError_t run(const ScaleColumns& command, cudaStream_t stream);    // rows.cu
