@@ -384,8 +384,13 @@ def _load_store(t: Threads, op: tuple[str, ...], o: tuple[str, ...], kind: str, 
 
 
 def _async_copy(t: Threads, op: tuple[str, ...], o: tuple[str, ...], kind: str, mask: Mask) -> None:
-    """cp.async, at once: when it may be seen is the emulator's matter."""
-    if op[2] in ("commit_group", "wait_group", "wait_all"):
+    """cp.async: the target is poison until the thread that copies has waited for the group."""
+    if op[2] == "commit_group":
+        t.committed[mask] += 1
+        return
+    if op[2] in ("wait_group", "wait_all"):
+        everything = op[2] == "wait_all"
+        _copies_arrive(t, mask, t.committed + 1 if everything else t.committed - int(o[0], 0))
         return
     size = int(o[2], 0)
     valid = t.read(o[3], "u32") if len(o) > 3 else np.full(t.count, size)
@@ -397,7 +402,20 @@ def _async_copy(t: Threads, op: tuple[str, ...], o: tuple[str, ...], kind: str, 
     if full.any():
         offsets = t.memory.offsets(t.address(o[1])[mask][full], size)
         values[full] = gather(t.memory.memory, offsets, size)
-    scatter(t.shared.memory, to, values)
+    scatter(t.shared.memory, to, np.full_like(values, 0xFF))
+    threads = np.flatnonzero(mask)
+    t.copies.append((threads, t.committed[threads], to, values))
+
+
+def _copies_arrive(t: Threads, mask: Mask, before: Values) -> None:
+    """Write what threads of the mask have copied in groups with a number below before[thread]."""
+    left = []
+    for threads, group, to, values in t.copies:
+        here = mask[threads] & (group < before[threads])
+        scatter(t.shared.memory, to[here], values[here])
+        if not here.all():
+            left.append((threads[~here], group[~here], to[~here], values[~here]))
+    t.copies = left
 
 
 def _atomic(t: Threads, op: tuple[str, ...], o: tuple[str, ...], kind: str, mask: Mask) -> None:

@@ -77,6 +77,9 @@ class Threads:
             place = (place + parameter.align - 1) // parameter.align * parameter.align
             self.parameter_places[parameter.name] = place
             place += parameter.size
+        # cp.async: groups that each thread has committed; its copies on their way: threads, group, target, bytes.
+        self.committed = np.zeros(self.count, np.int64)
+        self.copies: list[tuple[Values, Values, Values, Values]] = []
         self.pc = np.zeros(self.count, np.int64)
         self.waiting = np.zeros(self.count, bool)
         self.voted = np.zeros(self.count, bool)  # at a barrier that asks
@@ -216,10 +219,11 @@ class Threads:
         return steps
 
     def _arrive(self, instruction: Instruction, mask: Mask) -> None:
+        red = instruction.op[1] == "red"
+        if instruction.operands[1 if red else 0] != "0" or len(instruction.operands) != (3 if red else 1):
+            raise NotImplementedError(f"a barrier of some threads: {instruction.text}")
         self.waiting |= mask
-        if instruction.op[1] == "red":
-            if instruction.op[2:] != ("or", "pred"):
-                raise NotImplementedError(instruction.text)
+        if red:
             target, source = instruction.operands[0], instruction.operands[-1]
             negated = source.startswith("!")
             value = self.read(source.lstrip("!"), "pred")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from .forms import known
+
 ALIGNED_TYPES = {
     "b8": 1,
     "u8": 1,
@@ -97,6 +99,8 @@ def _statement(kernel: Kernel, text: str) -> None:
     assert match is not None, text
     negated, guard, op, operands = match.groups()
     parts = tuple(op.replace("::", "_").split("."))
+    if not known(parts):
+        raise NotImplementedError(f"a form that the interpreter does not know: {' '.join(text.split())}")
     kernel.code.append(Instruction(guard, negated == "!", parts, split_operands(operands), " ".join(text.split())))
 
 
