@@ -20,16 +20,28 @@ KEY_INSTRUCTIONS = {
     "LDG.128": r"LDG\.E\S*\.128",
     "LDS.128": r"LDS\.128",
 }
-# What tools/bench/gpu_roofline.py reckons with, in main loops.
+# What tools/bench/gpu_roofline.py reckons with, in main loops: what the load/store unit serves, by width, and what
+# other units do. Instructions on a warp's one value (U...) have a unit of their own and are left out.
 LOOP_INSTRUCTIONS = {
     "HMMA": r"HMMA\.16816",
     "LDSM": r"LDSM",
     "LDS.32": r"LDS(?!M|\.64|\.128)",
     "LDS.64": r"LDS\.64",
     "LDS.128": r"LDS\.128",
+    "STS.32": r"STS(?!\S*\.64|\S*\.128)",
+    "STS.64": r"STS\S*\.64",
+    "STS.128": r"STS\S*\.128",
     "LDGSTS": r"LDGSTS",
+    "LDG.32": r"LDG\.E(?!\S*\.64|\S*\.128)",
+    "LDG.64": r"LDG\.E\S*\.64",
     "LDG.128": r"LDG\.E\S*\.128",
-    "MUFU": r"MUFU",
+    "SHFL": r"SHFL",
+    "FMA": r"F(?:ADD|MUL|FMA)\b|H(?:ADD2|MUL2|FMA2)\b|IMAD\b",
+    "IMAD": r"IMAD\b",
+    "ALU": (
+        r"V?I(?:ADD|ADD3|MNMX|SETP|ABS|ADDMNMX)\b|LOP3|SHF\b|LEA|PRMT|F?SEL\b|FSETP|FMNMX|MOV\b|F2FP|PLOP3|SGXT|BMSK"
+    ),
+    "MUFU": r"MUFU|I2F|F2I|F2F\b|FRND|POPC|FLO|BREV",
 }
 SPILLS = r"STL|LDL"
 DOUBLES = r"D(?:ADD|MUL|FMA|SETP|MNMX)|F2F\.F64|MUFU\.\w+64H"
