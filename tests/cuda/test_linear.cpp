@@ -203,12 +203,15 @@ void memory() {
         half(floats(DType::f16, 96, 512));
     for (const DeviceWeight* w : {&nf4, &bytes, &half})
         for (const size_t rows : {1, 2, 5, 16}) gemv("memory", {{w, true, false}}, rows, 0, 2, splits);
+    for (const DeviceWeight* w : {&nf4, &bytes, &half}) linear_f32("memory", *w, 64, true, false);
     stop();
     for (const char* kernel : {"gemv_exact_kernel<", "gemv_mma_kernel<"}) expect_sectors(kernel, "load_once(");
     expect_conflict_free("gemv_exact_kernel<", "lop3<0xea>(at[e]");
     expect_conflict_free("gemv_mma_kernel<", "pairs + lop3<0xea>");
     expect_conflict_free("gemv_mma_kernel<", "const uint4 both = xs");
     expect_conflict_free("gemv_mma_kernel<", "xs[i] = both");
+    for (const char* line : {"xs[place(k, m)] =", "ws[place(", "float4*>(xs + place(", "float4*>(ws + place("})
+        expect_conflict_free("linear_f32_kernel<", line);
 }
 
 }  // namespace

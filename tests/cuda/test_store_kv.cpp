@@ -36,11 +36,12 @@ void run_case(const Case& c) {
     std::shuffle(target.begin(), target.end(), generator());
     target.resize(size_t(c.tokens));
     if (c.tokens > 3) target[3] = -1;  // no row: left out
+    if (c.tokens > 4) target[4] = int32_t(rows);
 
     std::vector<uint8_t> want(size_t(c.heads * rows * width * bytes), 0xff);
     std::vector<float> want_scales(size_t(c.heads * rows), __uint_as_float(0xffffffffu));
     for (int t = 0; t < c.tokens; ++t)
-        for (int h = 0; h < c.heads && target[size_t(t)] >= 0; ++h) {
+        for (int h = 0; h < c.heads && target[size_t(t)] >= 0 && target[size_t(t)] < rows; ++h) {
             const float* from = &x[size_t(t * stride + h * c.head_dim)];
             const int64_t row = h * rows + target[size_t(t)];
             float most = 0, bad = 0;
