@@ -2,6 +2,7 @@
 // linker could keep for every machine.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -11,13 +12,20 @@ namespace halfbyte::cpu {
 constexpr int kPanelRows = 16;
 /// Columns of one group of levels: 16 rows x 8 columns of 4 bits are one line of 64 bytes.
 constexpr int kGroupCols = 8;
-/// Blocks whose scales are made ready at a time, at most: 512 columns in blocks of 32.
-constexpr int kPieceCols = 512;
-/// Largest integer that stands for an activation, and for a level in blocks of 32 or 64. The products of a block cannot
-/// overflow int32: 32 * 8191 * 8191 = 2,146,959,392 and 64 * 4095 * 8191 = 2,146,697,280, both < 2^31 = 2,147,483,648.
+/// Columns that are unpacked, and whose scales are made ready, at a time, at most: half as many where levels are int16.
+constexpr int kPieceCols = 4096;
+/// Bytes in which up to two panels are unpacked.
+constexpr size_t kPanelScratch = size_t(2) * kPanelRows * kPieceCols;
+/// Largest integer that stands for an activation where levels are codes, and for a level in blocks of 32 or 64. The products of
+/// a block cannot overflow int32: 32 * 8191 * 8191 = 2,146,959,392 and 64 * 4095 * 8191 = 2,146,697,280, both < 2^31 =
+/// 2,147,483,648.
 constexpr int kActivationMax = 8191;
 constexpr int level_max(int64_t block) { return block == 64 ? 4095 : 8191; }
-/// Levels of a byte allow more columns: 128 * 128 * 8191 = 134,201,344.
+/// The same for activations where levels are bytes or words, with larger blocks. Bytes: 128 * 128 * 12287 = 201,310,208. Words of
+/// a block are as fine as the sum of their magnitudes allows, which for given activations is all that can overflow: 174,776 *
+/// 12287 = 2,147,472,712.
+constexpr int kFineActivationMax = 12287;
+constexpr int kWordSum = 174776;
 constexpr int64_t kLargestBlock = 128;
 /// The same where both are bytes: levels are stored with kByteBias added, 64 * 255 * 127 is far from 2^31.
 constexpr int kActivationMax8 = 127;
@@ -60,11 +68,12 @@ struct Panels {
     int nested_shift = 0;
     float nested_offset = 0;
     int64_t rows = 0, cols = 0;
-    int64_t block = 0;         ///< 32 or 64, or 128 where levels are bytes; cols is a multiple
+    int64_t block = 0;         ///< 32 or 64, or 128 where levels are bytes or words; cols is a multiple
     int64_t scale_repeat = 1;  ///< nested: blocks of the kernel in one of the file
 };
 
-enum ActivationForm : int { kInt16, kInt8, kActivationForms };
+/// kInt16: up to kActivationMax; kFineInt16: up to kFineActivationMax.
+enum ActivationForm : int { kInt16, kFineInt16, kInt8, kActivationForms };
 
 /// Activations as integers, one scale per row and block: x = value * scale.
 /// Rows from main_count on are second terms: what rounding took from a row with outliers, to be added to the same output row.
@@ -145,9 +154,9 @@ struct Kernels {
     const uint8_t* byte_place;
     /// Columns of a group in the order in which products of bytes take them, [8]; null: this set has no such products.
     const uint8_t* quad_order;
-    /// One row of int16; scales and sums of its blocks lie `stride` apart. error2 and norm2: sums of squares of what rounding
-    /// took, and of x. A block with a NaN or an infinity gets NaN as its scale.
-    void (*quantize_row)(const float* x, int64_t cols, int64_t block, int16_t* values, float* scales, float* sums,
+    /// One row of int16 of at most `limit`; scales and sums of its blocks lie `stride` apart. error2 and norm2: sums of squares of
+    /// what rounding took, and of x. A block with a NaN or an infinity gets NaN as its scale.
+    void (*quantize_row)(const float* x, int64_t cols, int64_t block, int limit, int16_t* values, float* scales, float* sums,
                          int64_t stride, double* error2, double* norm2);
     /// One row of int8 in quad_order, with the sums that undo kByteBias (QuantizedRows::starts).
     void (*quantize_row8)(const float* x, int64_t cols, int64_t block, uint8_t* values, float* scales, float* sums,
@@ -155,8 +164,9 @@ struct Kernels {
     /// out = x - what the integers of quantize_row() stand for.
     void (*quantize_residual)(const float* x, int64_t cols, int64_t block, const int16_t* values, const float* scales,
                               int64_t stride, float* out);
-    /// Rows 16 * first .. 16 * last of the weight times every row of x.
-    void (*panel_linear)(const Panels& weight, const QuantizedRows& x, const LinearOutput& out, int64_t first, int64_t last);
+    /// Rows 16 * first .. 16 * last of the weight times every row of x. scratch: kPanelScratch bytes, 64-byte aligned.
+    void (*panel_linear)(const Panels& weight, const QuantizedRows& x, const LinearOutput& out, int64_t first, int64_t last,
+                         void* scratch);
     /// w [n][w_stride] elements of a float kind times x [m][x_stride]: out column c is row c of w. For small m.
     void (*float_dots[kFloatKinds])(const void* w, int64_t w_stride, int64_t n, const float* x, int64_t x_stride, int64_t m,
                                     int64_t cols, const LinearOutput& out);

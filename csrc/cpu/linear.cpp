@@ -129,7 +129,7 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
     auto* memory = static_cast<char*>(scratch(Scratch::quantized, bytes));
     std::optional<Quantizer> quantizers[kActivationForms][kBlocks];
     bool integers = false;
-    for (const int form : {kInt16, kInt8})
+    for (int form = 0; form < kActivationForms; form++)
         for (int at = 0; at < kBlocks; at++) {
             if (!wanted[form][at]) continue;
             quantizers[form][at].emplace(x, 32 << at, ActivationForm(form), memory);
@@ -158,7 +158,7 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
 
     // Second region: the products, 16 outputs of a part at a time, and on top of them what its adapters add.
     QuantizedRows quantized[kActivationForms][kBlocks];
-    for (const int form : {kInt16, kInt8})
+    for (int form = 0; form < kActivationForms; form++)
         for (int at = 0; at < kBlocks; at++)
             if (quantizers[form][at]) quantized[form][at] = quantizers[form][at]->rows();
     const auto run = [&](int64_t first, int64_t last) {
@@ -170,7 +170,8 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
                 if (few_rows && !adapters.empty()) adapters.prefetch(p, first, end);  // arrives during the product
                 if (is_panels(w))
                     kernels_.panel_linear(view_panels(w), quantized[form_of(w)][block_index(w)],
-                                          LinearOutput{part.y.data, part.y.stride, part.bias, part.accumulate}, first, end);
+                                          LinearOutput{part.y.data, part.y.stride, part.bias, part.accumulate}, first, end,
+                                          scratch(Scratch::unpacked, kPanelScratch));
                 else
                     float_part(multiplied, part, first, end);
                 if (!adapters.empty()) adapters.apply(p, part.y, first, end);

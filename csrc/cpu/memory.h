@@ -25,7 +25,7 @@ private:
 };
 
 /// What scratch() is wanted for: each use has a buffer of its own in every thread.
-enum class Scratch { quantized, residual, decoded, attention, attention_keys, attention_parts, lora, row, count };
+enum class Scratch { quantized, residual, decoded, attention, attention_keys, attention_parts, lora, row, unpacked, count };
 
 /// A buffer of the calling thread, 64-byte aligned, at least `bytes` long; kept until a larger one is wanted or the thread ends.
 void* scratch(Scratch use, size_t bytes);

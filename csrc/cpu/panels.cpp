@@ -219,9 +219,13 @@ private:
         }
         const bool blocks = codebook_ != nullptr || bytes_ != nullptr;
         const int64_t cols = weight_.cols;
-        const int64_t own = blocks ? weight_.block_size : !fine_.has_value() && cols % 64 == 0 ? 64 : 32;
+        const int64_t own = blocks              ? weight_.block_size
+                            : fine_.has_value() ? 32
+                            : cols % 128 == 0   ? 128
+                            : cols % 64 == 0    ? 64
+                                                : 32;
         if (own == 0 || own % 32 != 0 || cols % own != 0) return false;
-        const int64_t block = bytes_ != nullptr && own % 128 == 0 ? 128 : own % 64 == 0 ? 64 : 32;
+        const int64_t block = codebook_ == nullptr && own % 128 == 0 ? 128 : own % 64 == 0 ? 64 : 32;
         panels_ = (weight_.rows + kPanelRows - 1) / kPanelRows, blocks_ = cols / own;
 
         out_.rows = weight_.rows, out_.cols = cols, out_.block_size = int32_t(block);
@@ -234,11 +238,10 @@ private:
         if (panels) t.source = weight_.storage == &nf4_panels_storage() ? &nf4_storage() : &fp4_storage();
         t.level_form = codebook_ != nullptr ? LevelForm::codes : bytes_ != nullptr ? LevelForm::bytes : LevelForm::words;
         t.has_offsets = codebook_ != nullptr ? codebook_->has_offsets() : bytes_ != nullptr && bytes_->has_offsets();
-        limit_ = level_max(block);
         if (codebook_ != nullptr) {
             const auto levels = codebook_->levels(weight_);
             std::copy(levels.begin(), levels.end(), t.levels);
-            t.unit = float(integer_levels(levels, limit_, t.table));
+            t.unit = float(integer_levels(levels, level_max(block), t.table));
             int16_t table8[16];
             t.unit8 = float(integer_levels(levels, kLevelMax8, table8));
             if (t.unit == 0 || t.unit8 == 0) return false;
@@ -304,11 +307,11 @@ private:
             for (uint8_t& level : row.levels) level ^= uint8_t(kByteBias);
         } else if (fine_.has_value()) {
             row.words.resize(cols);
-            return fine_->read(r, limit_, row.words.data(), row.scales.data());
+            return fine_->read(r, row.words.data(), row.scales.data());
         } else {
             row.values.resize(cols), row.words.resize(cols);
             weight_.storage->decode_row(weight_, r, row.values.data());
-            return round_row(row.values.data(), weight_.cols, tables_->source_block, limit_, row.words.data(),
+            return round_row(row.values.data(), weight_.cols, tables_->source_block, row.words.data(),
                              row.scales.data());
         }
         return true;
@@ -379,7 +382,6 @@ private:
     std::optional<FineRows> fine_;
     PanelTables* tables_ = nullptr;
     int64_t panels_ = 0, blocks_ = 0;  // blocks of the source in a row
-    int limit_ = 0;
     Weight out_;
 };
 

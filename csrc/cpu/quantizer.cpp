@@ -19,7 +19,7 @@ int64_t odd_lines(int64_t count) { return ((count + 15) / 16 | 1) * 16; }
 ActivationForm activation_form(const Panels& panels, Precision precision, const Kernels& kernels) {
     const bool bytes =
         precision == Precision::fast && kernels.quad_order != nullptr && panels.level_form != LevelForm::words;
-    return bytes ? kInt8 : kInt16;
+    return bytes ? kInt8 : panels.level_form == LevelForm::codes ? kInt16 : kFineInt16;
 }
 
 size_t Quantizer::bytes(const Tensor& x, int64_t block) {
@@ -53,13 +53,14 @@ void Quantizer::quantize(const Kernels& kernels, int64_t r, const float* row) {
         kernels.quantize_row8(row, cols_, block_, values_ + r * q_.stride, scales_ + r, sums_ + r, starts_ + r, stride);
         return;
     }
+    const int limit = q_.form == kFineInt16 ? kFineActivationMax : kActivationMax;
     double error = 0, norm = 0;
-    kernels.quantize_row(row, cols_, block_, words(r), scales_ + r, sums_ + r, stride, &error, &norm);
+    kernels.quantize_row(row, cols_, block_, limit, words(r), scales_ + r, sums_ + r, stride, &error, &norm);
     if (error <= kWorstRounding * kWorstRounding * norm) return;
     const int64_t extra = count_.fetch_add(1, std::memory_order_relaxed);
     auto* residual = static_cast<float*>(scratch(Scratch::residual, size_t(cols_) * sizeof(float)));
     kernels.quantize_residual(row, cols_, block_, words(r), scales_ + r, stride, residual);
-    kernels.quantize_row(residual, cols_, block_, words(extra), scales_ + extra, sums_ + extra, stride, &error, &norm);
+    kernels.quantize_row(residual, cols_, block_, limit, words(extra), scales_ + extra, sums_ + extra, stride, &error, &norm);
     rows_[extra] = int32_t(r);
 }
 

@@ -7,11 +7,14 @@
 #include <numeric>
 #include <vector>
 
+#include "cpu/kernels.h"
+
 namespace halfbyte::cpu {
 
 namespace {
 
 constexpr int64_t kBlock = 32;
+constexpr int kLargestWord = 32767;
 
 /// The greatest u of which all values[count] are whole multiples; 0 where all of them are zero. They are finite.
 double common_unit(const float* values, int64_t count) {
@@ -33,18 +36,20 @@ double common_unit(const float* values, int64_t count) {
 
 }  // namespace
 
-bool round_row(const float* values, int64_t cols, int64_t block, int limit, int16_t* words, float* scales) {
+bool round_row(const float* values, int64_t cols, int64_t block, int16_t* words, float* scales) {
+    const double most = double(kWordSum - block / 2 - 1);  // before each of them may be rounded up by a half
+
     for (int64_t b = 0; b < cols / block; b++, values += block, words += block) {
-        float peak = 0;
+        double peak = 0, sum = 0;
         for (int64_t i = 0; i < block; i++) {
             if (!std::isfinite(values[i])) return false;
-            peak = std::max(peak, std::fabs(values[i]));
+            peak = std::max(peak, std::fabs(double(values[i]))), sum += std::fabs(double(values[i]));
         }
-        scales[b] = peak / float(limit);
+        scales[b] = float(std::max(peak / kLargestWord, sum / most));
         // Rounded against the stored scale, which may be subnormal; in float64, where its inverse is finite.
         const double inverse = scales[b] == 0 ? 0 : 1.0 / double(scales[b]);
         for (int64_t i = 0; i < block; i++)
-            words[i] = int16_t(std::clamp(std::nearbyint(double(values[i]) * inverse), double(-limit), double(limit)));
+            words[i] = int16_t(std::clamp(std::nearbyint(double(values[i]) * inverse), double(-kLargestWord), double(kLargestWord)));
     }
     return true;
 }
@@ -72,7 +77,7 @@ FineRows::FineRows(const Weight& weight) : weight_(weight) {
     }
 }
 
-bool FineRows::read(int64_t row, int limit, int16_t* words, float* scales) const {
+bool FineRows::read(int64_t row, int16_t* words, float* scales) const {
     const auto cols = size_t(weight_.cols);
     const int64_t own = weight_.block_size, each = kBlock / own;
     std::vector<int8_t> bytes(bytes_ != nullptr ? cols : 0);
@@ -87,7 +92,7 @@ bool FineRows::read(int64_t row, int limit, int16_t* words, float* scales) const
             values.resize(cols);
             weight_.storage->decode_row(weight_, row, values.data());
         }
-        return round_row(values.data() + from, count, kBlock, limit, words + from, scales + from / kBlock);
+        return round_row(values.data() + from, count, kBlock, words + from, scales + from / kBlock);
     };
     if (offsets_) return round(0, weight_.cols);
     for (int64_t b = 0; b < weight_.cols / kBlock; b++) {
@@ -97,6 +102,7 @@ bool FineRows::read(int64_t row, int limit, int16_t* words, float* scales) const
         const double unit = common_unit(group, each);
         scales[b] = float(unit * double(level_unit_));
         bool exact = double(scales[b]) == unit * double(level_unit_);
+        double magnitudes = 0;
         for (int64_t g = 0; g < each && exact; g++) {
             const int64_t first = b * kBlock + g * own;
             int levels[kBlock], largest = 0;
@@ -106,8 +112,12 @@ bool FineRows::read(int64_t row, int limit, int16_t* words, float* scales) const
             }
             // Without a level the scale may be anything, also beyond what an integer holds.
             const double factor = unit == 0 || largest == 0 ? 0 : double(group[g]) / unit;
-            exact = std::fabs(factor) * largest <= limit;
-            for (int64_t k = 0; k < own && exact; k++) words[first + k] = int16_t(levels[k] * int(factor));
+            exact = std::fabs(factor) * largest <= kLargestWord;
+            for (int64_t k = 0; k < own && exact; k++) {
+                words[first + k] = int16_t(levels[k] * int(factor));
+                magnitudes += std::abs(int(words[first + k]));
+            }
+            exact = exact && magnitudes <= kWordSum;
         }
         if (!exact && !round(b * kBlock, kBlock)) return false;
     }

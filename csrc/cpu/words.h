@@ -8,9 +8,11 @@
 
 namespace halfbyte::cpu {
 
-/// The values of a float row as integers of at most `limit`, words[cols], one scale a block, scales[cols / block]. False where a
-/// value is not finite.
-bool round_row(const float* values, int64_t cols, int64_t block, int limit, int16_t* words, float* scales);
+/// The values of a float row as integers, words[cols], one scale a block, scales[cols / block]: magnitudes that add up to at most
+/// kWordSum in a block. Their relative error (root of the mean square of a block) is at most block / (kWordSum * sqrt(12)), 2.1e-4
+/// for blocks of 128, whatever the values: 1.7e-4 where they are spread like a normal distribution, less where few are large. False
+/// where a value is not finite.
+bool round_row(const float* values, int64_t cols, int64_t block, int16_t* words, float* scales);
 
 /// Rows of a Codebook4 or Int8Blocks whose scales stand for less than 32 elements, in blocks of 32. Where the scales of such a
 /// block are whole multiples n of one number, as those of most formats are, a word is level * n and exact. Otherwise, and where
@@ -20,7 +22,7 @@ public:
     static bool fits(const Weight& weight);
     explicit FineRows(const Weight& weight);  ///< which must outlive this
     /// words[cols], scales[cols / 32]. False where a value is not finite.
-    bool read(int64_t row, int limit, int16_t* words, float* scales) const;
+    bool read(int64_t row, int16_t* words, float* scales) const;
 
 private:
     const Weight& weight_;

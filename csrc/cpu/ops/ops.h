@@ -52,14 +52,15 @@ inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 }  // namespace
 
 // quantize.cpp
-void quantize_row(const float* x, int64_t cols, int64_t block, int16_t* values, float* scales, float* sums, int64_t stride,
-                  double* error2, double* norm2);
+void quantize_row(const float* x, int64_t cols, int64_t block, int limit, int16_t* values, float* scales, float* sums,
+                  int64_t stride, double* error2, double* norm2);
 void quantize_row8(const float* x, int64_t cols, int64_t block, uint8_t* values, float* scales, float* sums, int32_t* starts,
                    int64_t stride);
 void quantize_residual(const float* x, int64_t cols, int64_t block, const int16_t* values, const float* scales,
                        int64_t stride, float* out);
 // panel_linear.cpp
-void panel_linear(const Panels& weight, const QuantizedRows& x, const LinearOutput& out, int64_t first, int64_t last);
+void panel_linear(const Panels& weight, const QuantizedRows& x, const LinearOutput& out, int64_t first, int64_t last,
+                  void* scratch);
 // float_linear.cpp
 using FloatLinear = void(const void* w, int64_t w_stride, int64_t n, const float* x, int64_t x_stride, int64_t m,
                          int64_t cols, const LinearOutput& out);

@@ -1,21 +1,17 @@
 // Weights in panels times integer activations. A panel of 16 rows needs no horizontal sum: lane r is row r.
 //
 // Few rows of activations (decoding): every level is read once, unpacked in registers and multiplied at once; the speed of
-// memory is the goal. Many rows: a piece of a panel is unpacked into a buffer that stays in the L1 cache, and tiles of
-// kTileRows rows are multiplied with it; the speed of the multiplier is the goal.
+// memory is the goal. Many rows: the speed of the multiplier is the goal. A chunk of rows and a piece of their columns stay in the
+// L2 cache while all panels pass by; a piece of kTilePanels panels is unpacked beside it, and tiles of kTileRows rows keep their
+// sums in registers from the first column of the piece to the last.
 #include "cpu/ops/panel_scales.h"
 
 namespace halfbyte::cpu::HALFBYTE_ISA {
 namespace {
 
-constexpr int64_t kChunkRows = 192;               // rows of activations that share an unpacked piece
-constexpr int64_t kTileCols = 512 / kTilePanels;  // of a panel multiplied at a time: 16 KiB of int16 in all
+constexpr int64_t kChunkRows = 192;  // rows of activations that share an unpacked piece: 384 KiB of int16 or int8
+constexpr int64_t kDirectCols = 512;  // whose scales are made ready at a time where rows are few: they stay in the L1 cache
 constexpr int64_t kPrefetchBytes = 8192;
-
-/// A piece of one panel, unpacked: vectors of 64 bytes in the order of the columns.
-struct Piece {
-    alignas(64) uint8_t levels[kTileCols * kPanelRows * 2];
-};
 
 // A reader takes a group of 8 columns x 16 rows of levels apart into kVectors vectors, each of which is multiplied by 4 bytes
 // of activations: pairs of int16 (precision high) or quads of bytes (precision fast). kInPlace: the levels lie in memory as they
@@ -70,23 +66,35 @@ struct ByteQuads : Quadwise {
 };
 #endif
 
-/// y[row r][16 * panel ..] from the accumulators of one row.
-inline void finish(const Panels& w, const QuantizedRows& x, const LinearOutput& out, int64_t panel, int64_t r, F16 acc) {
-    const int64_t n = panel * kPanelRows, count = min_of(kPanelRows, w.rows - n);
-    acc = mul(acc, set(x.form == kInt8 ? w.unit8 : w.unit));
-    float* y = out.y + x.rows[r] * out.stride + n;
-    const bool first_term = r < x.main_count;
-    const bool onto = out.accumulate || !first_term;
-    const float* bias = first_term ? out.bias : nullptr;
-    if (count == kPanelRows) {
-        if (bias != nullptr) acc = add(acc, load16(bias + n));
-        if (onto) acc = add(acc, load16(y));
-        store16(y, acc);
-        return;
+/// Adds what is there already and the bias to 16 sums of a row that has fewer columns left.
+__attribute__((noinline)) void finish_part(const float* sums, int64_t count, const float* bias, bool onto, float* y) {
+    for (int64_t i = 0; i < count; i++) y[i] = sums[i] + (bias != nullptr ? bias[i] : 0) + (onto ? y[i] : 0);
+}
+
+/// y[row r0 + r][16 * panel ..] from the accumulators of kRows rows. begins: nothing of this product is there yet.
+template <int kRows>
+inline void finish(const Panels& w, const QuantizedRows& x, const LinearOutput& out, int64_t panel, int64_t r0, bool begins,
+                   const F16* acc) {
+    const int64_t n = panel * kPanelRows, count = w.rows - n, main = begins ? x.main_count : 0;
+    const F unit = set(x.form == kInt8 ? w.unit8 : w.unit);
+    const bool accumulate = out.accumulate;
+    const float* const all_bias = out.bias;
+    const F16 bias = all_bias != nullptr && count >= kPanelRows ? load16(all_bias + n) : zero16();
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; r++) {
+        const bool first_term = r0 + r < main, onto = accumulate || !first_term;
+        float* const y = out.y + x.rows[r0 + r] * out.stride + n;
+        F16 sum = mul(acc[r], unit);
+        if (count < kPanelRows) {
+            alignas(64) float sums[kPanelRows];
+            store16(sums, sum);
+            finish_part(sums, count, first_term && all_bias != nullptr ? all_bias + n : nullptr, onto, y);
+            continue;
+        }
+        if (first_term) sum = add(sum, bias);
+        if (onto) sum = add(sum, load16(y));
+        store16(y, sum);
     }
-    alignas(64) float lanes[kPanelRows];
-    store16(lanes, acc);
-    for (int64_t i = 0; i < count; i++) y[i] = lanes[i] + (bias != nullptr ? bias[n + i] : 0) + (onto ? y[i] : 0);
 }
 
 /// acc[r] += the integer products of block b, scaled. scale: of 16 rows; inverse_unit: offsets are added to levels * scale.
@@ -109,7 +117,7 @@ template <int kRows, class Reader>
 inline void direct(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& out, int64_t panel) {
     // A chain of dependent products is as slow as their latency (4 or 5 cycles): few rows get several sums each.
     constexpr int kChains = kRows >= 4 ? 1 : kRows >= 2 ? 2 : Reader::kVectors;
-    const int64_t blocks = w.cols / w.block, groups = w.block / kGroupCols, piece_blocks = kPieceCols / w.block;
+    const int64_t blocks = w.cols / w.block, groups = w.block / kGroupCols, piece_blocks = kDirectCols / w.block;
     const uint8_t* levels = w.levels + panel * (w.cols / kGroupCols) * Reader::kGroupBytes;
     const F inverse_unit = set(1.0f / (x.form == kInt8 ? w.unit8 : w.unit));
     PanelScales scales;
@@ -147,53 +155,88 @@ inline void direct(const Panels& w, const Reader& reader, const QuantizedRows& x
                                scales.offsets() == nullptr ? nullptr : scales.offsets() + at, inverse_unit, acc);
         }
     }
-    for (int r = 0; r < kRows; r++) finish(w, x, out, panel, r, acc[r]);
+    finish<kRows>(w, x, out, panel, 0, true, acc);
 }
 
-/// kPanels unpacked panels times kRows rows over the blocks [b0, b1): sums [kRows][kPanels][16] += the scaled products.
-/// values: of the first row, at block b0.
+#ifndef HALFBYTE_STRIDED  // an instruction set may know better how to find the rows of a tile
+struct Strided {
+    const uint8_t* p;
+    int64_t stride;
+};
+inline Strided strided(const uint8_t* p, int64_t stride) { return {p, stride}; }
+#endif
+
+/// sum[p][r] = one step of the products of row r from kRow on, kWithin bytes behind `offset`, with vector p.
+template <class Reader, int kPanels, int kRows, int kWithin, int kRow = 0>
+inline __attribute__((always_inline)) void step_rows(const typename Reader::Vector (&v)[kPanels], const Strided& rows,
+                                                     int64_t offset, I16 (&sum)[kPanels][kRows]) {
+    if constexpr (kRow < kRows) {
+#ifdef HALFBYTE_STRIDED
+        const auto four = broadcast4<kRow, kWithin>(rows, offset);
+#else
+        const auto four = Reader::four(rows.p + kRow * rows.stride + offset + kWithin);
+#endif
+#pragma GCC unroll 2
+        for (int p = 0; p < kPanels; p++) sum[p][kRow] = Reader::step(sum[p][kRow], v[p], four);
+        step_rows<Reader, kPanels, kRows, kWithin, kRow + 1>(v, rows, offset, sum);
+    }
+}
+/// The same for the vectors of a group from kVector on.
+template <class Reader, int kPanels, int kRows, int kVector = 0>
+inline __attribute__((always_inline)) void step_group(const uint8_t* const (&levels)[kPanels], const Strided& rows,
+                                                      int64_t offset, I16 (&sum)[kPanels][kRows]) {
+    if constexpr (kVector < Reader::kVectors) {
+        typename Reader::Vector v[kPanels];
+#pragma GCC unroll 2
+        for (int p = 0; p < kPanels; p++) v[p] = Reader::load(levels[p] + 64 * kVector);
+        step_rows<Reader, kPanels, kRows, 4 * kVector>(v, rows, offset, sum);
+        step_group<Reader, kPanels, kRows, kVector + 1>(levels, rows, offset, sum);
+    }
+}
+
+/// A piece of kPanels panels, ready to be multiplied: blocks [b0, b1) of each.
+template <int kPanels>
+struct Piece {
+    int64_t panel, b0, b1;
+    const uint8_t* levels[kPanels];  // vectors of 64 bytes in the order of the columns
+    PanelScales scales[kPanels];
+};
+
+/// y[row] (+)= a piece times kRows rows from r0 on. values: of the first row, at the first block.
 template <int kRows, int kPanels, class Reader>
-void tile(const QuantizedRows& x, const PanelScales* scales, const uint8_t* const* pieces, int64_t block, F inverse_unit,
-          int64_t b0, int64_t b1, int64_t r0, const uint8_t* values, float* sums) {
-    const uint8_t* piece[kPanels];
-    for (int p = 0; p < kPanels; p++) piece[p] = pieces[p];
-    const int64_t stride = x.stride;
+void tile(const Panels& w, const QuantizedRows& x, const LinearOutput& out, const Piece<kPanels>& piece, int64_t r0,
+          const uint8_t* values) {
+    const uint8_t* levels[kPanels];
+    for (int p = 0; p < kPanels; p++) levels[p] = piece.levels[p];
+    const Strided rows = strided(values, x.stride);
+    const int64_t groups = w.block / kGroupCols;
+    const F inverse_unit = set(1.0f / (x.form == kInt8 ? w.unit8 : w.unit));
     F16 acc[kPanels][kRows];
 #pragma GCC unroll 2
     for (int p = 0; p < kPanels; p++)
 #pragma GCC unroll 16
-        for (int r = 0; r < kRows; r++) acc[p][r] = load16(sums + (r * kPanels + p) * kPanelRows);
-    for (int64_t b = b0; b < b1; b++) {
+        for (int r = 0; r < kRows; r++) acc[p][r] = zero16();
+    int64_t offset = 0;  // of the group in a row, in bytes
+    for (int64_t b = piece.b0; b < piece.b1; b++) {
         I16 sum[kPanels][kRows];
 #pragma GCC unroll 2
         for (int p = 0; p < kPanels; p++)
 #pragma GCC unroll 16
             for (int r = 0; r < kRows; r++) sum[p][r] = Reader::start(x, b * x.scale_stride + r0 + r);
-        for (int64_t g = 0; g < block / kGroupCols; g++, values += 4 * Reader::kVectors) {
-#pragma GCC unroll 4
-            for (int j = 0; j < Reader::kVectors; j++) {
-                typename Reader::Vector v[kPanels];
-#pragma GCC unroll 2
-                for (int p = 0; p < kPanels; p++) v[p] = Reader::load(piece[p] + 64 * j);
-#pragma GCC unroll 16
-                for (int r = 0; r < kRows; r++) {
-                    const auto four = Reader::four(values + r * stride + 4 * j);
-#pragma GCC unroll 2
-                    for (int p = 0; p < kPanels; p++) sum[p][r] = Reader::step(sum[p][r], v[p], four);
-                }
-            }
-            for (int p = 0; p < kPanels; p++) piece[p] += 64 * Reader::kVectors;
+        for (int64_t g = 0; g < groups; g++, offset += 4 * Reader::kVectors) {
+            step_group<Reader, kPanels, kRows>(levels, rows, offset, sum);
+            for (int p = 0; p < kPanels; p++) levels[p] += 64 * Reader::kVectors;
         }
-        const int64_t at = (b - b0) * kPanelRows;
+        const int64_t at = (b - piece.b0) * kPanelRows;
 #pragma GCC unroll 2
-        for (int p = 0; p < kPanels; p++)
-            scale_block<kRows>(x, b, r0, sum[p], scales[p].scales() + at,
-                               scales[p].offsets() == nullptr ? nullptr : scales[p].offsets() + at, inverse_unit, acc[p]);
+        for (int p = 0; p < kPanels; p++) {
+            const PanelScales& scales = piece.scales[p];
+            scale_block<kRows>(x, b, r0, sum[p], scales.scales() + at,
+                               scales.offsets() == nullptr ? nullptr : scales.offsets() + at, inverse_unit, acc[p]);
+        }
     }
 #pragma GCC unroll 2
-    for (int p = 0; p < kPanels; p++)
-#pragma GCC unroll 16
-        for (int r = 0; r < kRows; r++) store16(sums + (r * kPanels + p) * kPanelRows, acc[p][r]);
+    for (int p = 0; p < kPanels; p++) finish<kRows>(w, x, out, piece.panel + p, r0, piece.b0 == 0, acc[p]);
 }
 
 template <int... kSizes>
@@ -204,81 +247,72 @@ template <int... kRest>
 struct UpTo<0, kRest...> {
     using type = Sizes<kRest...>;
 };
-using Tile = void (*)(const QuantizedRows&, const PanelScales*, const uint8_t* const*, int64_t, F, int64_t, int64_t, int64_t,
-                      const uint8_t*, float*);
+template <int kPanels>
+using Tile = void (*)(const Panels&, const QuantizedRows&, const LinearOutput&, const Piece<kPanels>&, int64_t,
+                      const uint8_t*);
 template <class Reader, int kPanels, int... kSizes>
-inline Tile choose_tile(int64_t rows, Sizes<kSizes...>) {
-    static constexpr Tile kTiles[] = {tile<kSizes, kPanels, Reader>...};
+inline Tile<kPanels> choose_tile(int64_t rows, Sizes<kSizes...>) {
+    static constexpr Tile<kPanels> kTiles[] = {tile<kSizes, kPanels, Reader>...};
     return kTiles[rows - 1];
 }
 
-/// kPanels panels from `panel` on times the rows [chunk, chunk + rows).
+/// Rows [chunk, chunk + rows) times the blocks [b0, b1) of kPanels panels from `panel` on. unpacked: kPanelScratch bytes.
 template <int kPanels, class Reader>
 void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& out,
-                        int64_t panel, int64_t chunk, int64_t rows) {
-    Piece unpacked[Reader::kInPlace ? 1 : kPanels];
-    const uint8_t* pieces[kPanels];
-    alignas(64) float acc[kChunkRows * kPanels * kPanelRows];  // [rows][kPanels][16]
-    const int64_t blocks = w.cols / w.block, piece_blocks = kTileCols / w.block, groups = w.block / kGroupCols;
+                        int64_t panel, int64_t b0, int64_t b1, int64_t chunk, int64_t rows, uint8_t* unpacked) {
+    const int64_t groups = w.block / kGroupCols, bytes = (b1 - b0) * groups * Reader::kGroupBytes;
+    const int64_t panel_bytes = w.cols / kGroupCols * Reader::kGroupBytes, ahead = kPanels * panel_bytes;
     const int64_t tiles = (rows + kTileRows - 1) / kTileRows;  // of as equal a size as can be
-    const F inverse_unit = set(1.0f / (x.form == kInt8 ? w.unit8 : w.unit));
-    const int64_t panel_bytes = w.cols / kGroupCols * Reader::kGroupBytes;
-    PanelScales scales[kPanels];
-    for (int p = 0; p < kPanels; p++) scales[p].begin(w, panel + p, kPanels);
-    for (int64_t i = 0; i < rows * kPanels * kPanelRows; i++) acc[i] = 0;
-    for (int64_t b0 = 0; b0 < blocks; b0 += piece_blocks) {
-        const int64_t b1 = min_of(blocks, b0 + piece_blocks);
-        for (int p = 0; p < kPanels; p++) {
-            scales[p].decode(b0, b1);
-            const uint8_t* levels = w.levels + (panel + p) * panel_bytes + b0 * groups * Reader::kGroupBytes;
-            // What comes next arrives while the tiles are multiplied: the piece behind this one, or the panel of the next turn.
-            const uint8_t* next = b1 < blocks ? levels + (b1 - b0) * groups * Reader::kGroupBytes
-                                              : w.levels + (panel + p + kPanels) * panel_bytes;
-            pieces[p] = levels;
-            if constexpr (Reader::kInPlace) {
-                for (int64_t i = 0; i < (b1 - b0) * groups * Reader::kGroupBytes; i += 64) prefetch(next + i);
-            } else {
-                uint8_t* to = unpacked[p].levels;
-                pieces[p] = to;
-                for (int64_t g = 0; g < (b1 - b0) * groups;
-                     g++, levels += Reader::kGroupBytes, next += Reader::kGroupBytes) {
-                    for (int64_t line = 0; line < Reader::kGroupBytes; line += 64) prefetch(next + line);
-                    typename Reader::Vector vectors[Reader::kVectors];
-                    reader.unpack(levels, vectors);
-                    for (int j = 0; j < Reader::kVectors; j++, to += 64) Reader::store(to, vectors[j]);
-                }
+    Piece<kPanels> piece;
+    piece.panel = panel, piece.b0 = b0, piece.b1 = b1;
+    for (int p = 0; p < kPanels; p++) {
+        piece.scales[p].begin(w, panel + p, kPanels);
+        piece.scales[p].decode(b0, b1);
+        const uint8_t* levels = w.levels + (panel + p) * panel_bytes + b0 * groups * Reader::kGroupBytes;
+        piece.levels[p] = levels;
+        if constexpr (!Reader::kInPlace) {
+            piece.levels[p] = unpacked;
+            for (int64_t g = 0; g < (b1 - b0) * groups; g++, levels += Reader::kGroupBytes) {
+                for (int64_t line = 0; line < Reader::kGroupBytes; line += 64) prefetch(levels + ahead + line);
+                typename Reader::Vector vectors[Reader::kVectors];
+                reader.unpack(levels, vectors);
+                for (int j = 0; j < Reader::kVectors; j++, unpacked += 64) Reader::store(unpacked, vectors[j]);
             }
         }
-        for (int64_t t = 0; t < tiles; t++) {
-            const int64_t r0 = rows * t / tiles, r1 = rows * (t + 1) / tiles;
-            const uint8_t* values = x.values + (chunk + r0) * x.stride + b0 * groups * Reader::kVectors * 4;
-            float* sums = acc + r0 * kPanels * kPanelRows;
-            // The output arrives while the last products are made: waiting for it afterwards cost a tenth of the time.
-            if (b1 == blocks)
-                for (int64_t r = r0; r < r1; r++)
-                    for (int p = 0; p < kPanels; p++)
-                        prefetch_write(out.y + x.rows[chunk + r] * out.stride + (panel + p) * kPanelRows);
-            choose_tile<Reader, kPanels>(r1 - r0, typename UpTo<kTileRows>::type{})(x, scales, pieces, w.block, inverse_unit,
-                                                                                    b0, b1, chunk + r0, values, sums);
-            if (b1 < blocks) continue;
-            for (int64_t r = r0; r < r1; r++)
-                for (int p = 0; p < kPanels; p++, sums += kPanelRows) finish(w, x, out, panel + p, chunk + r, load16(sums));
-        }
+    }
+    for (int64_t t = 0; t < tiles; t++) {
+        const int64_t r0 = rows * t / tiles, r1 = rows * (t + 1) / tiles;
+        // What the next panels need arrives while these are multiplied.
+        if constexpr (Reader::kInPlace)
+            for (int p = 0; p < kPanels; p++)
+                for (int64_t i = bytes / 64 * t / tiles; i < bytes / 64 * (t + 1) / tiles; i++)
+                    prefetch(piece.levels[p] + ahead + i * 64);
+        // The output arrives while the products are made: waiting for it afterwards cost a tenth of the time.
+        for (int64_t r = chunk + r0; r < chunk + r1; r++)
+            for (int p = 0; p < kPanels; p++) prefetch_write(out.y + x.rows[r] * out.stride + (panel + p) * kPanelRows);
+        const uint8_t* values = x.values + (chunk + r0) * x.stride + b0 * groups * Reader::kVectors * 4;
+        choose_tile<Reader, kPanels>(r1 - r0, typename UpTo<kTileRows>::type{})(w, x, out, piece, chunk + r0, values);
     }
 }
 
 template <class Reader>
 void many_rows(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& out, int64_t first,
-               int64_t last) {
-    // Chunks of as equal a size as can be: a few rows left over would be as dear as a whole chunk.
-    const int64_t chunks = (x.count + kChunkRows - 1) / kChunkRows;
-    for (int64_t c = 0; c < chunks; c++) {
-        const int64_t begin = x.count * c / chunks, rows = x.count * (c + 1) / chunks - begin;
-        int64_t panel = first;
-        for (; panel + kTilePanels <= last; panel += kTilePanels)
-            panels_times_chunk<kTilePanels>(w, reader, x, out, panel, begin, rows);
-        for (; panel < last; panel++) panels_times_chunk<1>(w, reader, x, out, panel, begin, rows);
-    }
+               int64_t last, uint8_t* unpacked) {
+    // Chunks and pieces of as equal a size as can be: a few rows left over would be as dear as a whole chunk. Chunks are whole
+    // tiles but for the last.
+    const int64_t chunks = (x.count + kChunkRows - 1) / kChunkRows, blocks = w.cols / w.block;
+    const int64_t chunk_rows = ((x.count + chunks - 1) / chunks + kTileRows - 1) / kTileRows * kTileRows;
+    const int64_t most = (Reader::kVectors == 4 ? kPieceCols / 2 : kPieceCols) / w.block, pieces = (blocks + most - 1) / most;
+    for (int64_t chunk = 0; chunk < x.count; chunk += chunk_rows)
+        for (int64_t piece = 0; piece < pieces; piece++) {
+            const int64_t b0 = blocks * piece / pieces, b1 = blocks * (piece + 1) / pieces;
+            const int64_t rows = min_of(chunk_rows, x.count - chunk);
+            int64_t panel = first;
+            for (; panel + kTilePanels <= last; panel += kTilePanels)
+                panels_times_chunk<kTilePanels>(w, reader, x, out, panel, b0, b1, chunk, rows, unpacked);
+            for (; panel < last; panel++)
+                panels_times_chunk<1>(w, reader, x, out, panel, b0, b1, chunk, rows, unpacked);
+        }
 }
 
 template <int kRows, class Reader>
@@ -294,24 +328,26 @@ void few_rows(const Panels& w, const Reader& reader, const QuantizedRows& x, con
 
 template <class Reader>
 void any_rows(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& out, int64_t first,
-              int64_t last) {
+              int64_t last, uint8_t* unpacked) {
     if (x.count <= kDirectRows) return few_rows<kDirectRows>(w, reader, x, out, first, last);
-    many_rows(w, reader, x, out, first, last);
+    many_rows(w, reader, x, out, first, last, unpacked);
 }
 
 }  // namespace
 
-void panel_linear(const Panels& w, const QuantizedRows& x, const LinearOutput& out, int64_t first, int64_t last) {
+void panel_linear(const Panels& w, const QuantizedRows& x, const LinearOutput& out, int64_t first, int64_t last,
+                  void* scratch) {
     if (x.count == 0) return;
+    auto* const unpacked = static_cast<uint8_t*>(scratch);
 #if HALFBYTE_QUADS
     if (x.form == kInt8) {
-        if (w.level_form == LevelForm::bytes) return any_rows(w, ByteQuads{}, x, out, first, last);
-        return any_rows(w, CodeQuads{{}, load_levels8(w.table8)}, x, out, first, last);
+        if (w.level_form == LevelForm::bytes) return any_rows(w, ByteQuads{}, x, out, first, last, unpacked);
+        return any_rows(w, CodeQuads{{}, load_levels8(w.table8)}, x, out, first, last, unpacked);
     }
 #endif
-    if (w.level_form == LevelForm::bytes) return any_rows(w, BytePairs{}, x, out, first, last);
-    if (w.level_form == LevelForm::words) return any_rows(w, WordPairs{}, x, out, first, last);
-    any_rows(w, CodePairs{{}, load_levels(w.table)}, x, out, first, last);
+    if (w.level_form == LevelForm::bytes) return any_rows(w, BytePairs{}, x, out, first, last, unpacked);
+    if (w.level_form == LevelForm::words) return any_rows(w, WordPairs{}, x, out, first, last, unpacked);
+    any_rows(w, CodePairs{{}, load_levels(w.table)}, x, out, first, last, unpacked);
 }
 
 }  // namespace halfbyte::cpu::HALFBYTE_ISA

@@ -66,8 +66,8 @@ inline void round_block(const float* x, int64_t block, BlockScale s, Make make) 
 
 }  // namespace
 
-void quantize_row(const float* x, int64_t cols, int64_t block, int16_t* values, float* scales, float* sums, int64_t stride,
-                  double* error2, double* norm2) {
+void quantize_row(const float* x, int64_t cols, int64_t block, int limit, int16_t* values, float* scales, float* sums,
+                  int64_t stride, double* error2, double* norm2) {
     double errors = 0, squares = 0;
     float peaks[kRun];
     for (int64_t first = 0; first < cols / block; first += kRun) {
@@ -77,7 +77,7 @@ void quantize_row(const float* x, int64_t cols, int64_t block, int16_t* values, 
         // In units of the highest peak of the run: the square of an activation may overflow.
         F error = zero(), square = zero();
         for (int64_t b = 0; b < count; b++, x += block, values += block) {
-            const BlockScale s = block_scale(peaks[b], finite || all_finite(x, block), kActivationMax);
+            const BlockScale s = block_scale(peaks[b], finite || all_finite(x, block), limit);
             const F relative = set(finite && highest > 0 ? s.scale / highest : 0.0f);
             F sum = zero();
             round_block(x, block, s, [&](int64_t i, F v, F r) {

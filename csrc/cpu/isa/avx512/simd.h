@@ -117,6 +117,30 @@ inline __m512i broadcast4(const uint8_t* p) {
     asm volatile("vpbroadcastd %1, %0" : "=v"(x) : "m"(*reinterpret_cast<const Four*>(p)));
     return x;
 }
+// Rows of a tile. x86 adds a base and an index times 1, 2 or 4, so six rows need four registers; left to itself, g++ 12 keeps one
+// address for each row and step on the stack.
+#define HALFBYTE_STRIDED 1
+struct Strided {
+    const uint8_t* p;
+    int64_t s1, s3, s5;
+};
+inline Strided strided(const uint8_t* p, int64_t stride) { return {p, stride, 3 * stride, 5 * stride}; }
+/// The 4 bytes at p + kRow * stride + offset + kWithin in all lanes.
+template <int kRow, int kWithin>
+inline __m512i broadcast4(const Strided& at, int64_t offset) {
+    static_assert(kRow < 6);
+    const uint8_t* const p = at.p + offset;
+    __m512i x;
+    if constexpr (kRow == 0)
+        asm volatile("vpbroadcastd %c2(%1), %0" : "=v"(x) : "r"(p), "i"(kWithin));
+    else if constexpr (kRow == 2 || kRow == 4)
+        asm volatile("vpbroadcastd %c3(%1,%2,%c4), %0" : "=v"(x) : "r"(p), "r"(at.s1), "i"(kWithin), "i"(kRow));
+    else
+        asm volatile("vpbroadcastd %c3(%1,%2), %0"
+                     : "=v"(x)
+                     : "r"(p), "r"(kRow == 1 ? at.s1 : kRow == 3 ? at.s3 : at.s5), "i"(kWithin));
+    return x;
+}
 #ifdef __AVX512VNNI__
 #define HALFBYTE_QUADS 1
 inline I16 dot(I16 sum, Pairs w, Pair x) {
