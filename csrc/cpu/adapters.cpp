@@ -124,13 +124,15 @@ void AdapterCall::multiply_all(ThreadPool& pool) const {
             kernels_.add(job.inner, job.inner + piece * job.count * job.stride, job.count * job.stride);
 }
 
+std::pair<int64_t, int64_t> AdapterCall::rows_within(const Job& job, int64_t first, int64_t last) {
+    if (job.rows == nullptr) return {first, last};
+    return {std::lower_bound(job.rows, job.rows + job.count, first) - job.rows,
+            std::lower_bound(job.rows, job.rows + job.count, last) - job.rows};
+}
+
 void AdapterCall::multiply_rows(int64_t first, int64_t last) const {
     for (const Job& job : jobs_) {
-        int64_t begin = first, end = last;
-        if (job.rows != nullptr) {
-            begin = std::lower_bound(job.rows, job.rows + job.count, first) - job.rows;
-            end = std::lower_bound(job.rows, job.rows + job.count, last) - job.rows;
-        }
+        const auto [begin, end] = rows_within(job, first, last);
         for (int64_t panel = 0; begin < end && panel < job.stride / kPanelRows; panel++)
             multiply(job, panel, 0, x_.cols, begin, end, job.inner + begin * job.stride);
     }
@@ -146,11 +148,12 @@ void AdapterCall::prefetch(size_t part, int64_t first, int64_t last) const {
     }
 }
 
-void AdapterCall::gain_and_shift(const Job& job, const Tensor& y, int64_t first_col, int64_t last_col) {
+void AdapterCall::gain_and_shift(const Job& job, const Tensor& y, int64_t first_col, int64_t last_col, int64_t begin,
+                                 int64_t end) {
     const auto* gain = static_cast<const float*>(job.adapter->gain.data);
     const auto* shift = static_cast<const float*>(job.adapter->shift.data);
     const float* pivot = job.adapter->gain_of_bias ? nullptr : job.bias;
-    for (int64_t i = 0; i < job.count; i++) {
+    for (int64_t i = begin; i < end; i++) {
         float* row = y.row(job.rows == nullptr ? i : job.rows[i]);
         if (gain != nullptr && pivot != nullptr)
             for (int64_t c = first_col; c < last_col; c++) row[c] = pivot[c] + gain[c] * (row[c] - pivot[c]);
@@ -161,17 +164,21 @@ void AdapterCall::gain_and_shift(const Job& job, const Tensor& y, int64_t first_
     }
 }
 
-void AdapterCall::apply(size_t part, const Tensor& y, int64_t first, int64_t last) const {
+void AdapterCall::apply(size_t part, const Tensor& y, int64_t first, int64_t last, int64_t first_row,
+                        int64_t last_row) const {
     for (const Job& job : jobs_) {
         if (job.part != part) continue;
+        const auto [begin, end] = rows_within(job, first_row, last_row);
+        if (begin == end) continue;
         const LoraFactors& f = job.adapter->lora;
         const int64_t first_col = first * kPanelRows, last_col = std::min(last * kPanelRows, y.cols);
         if (f.rank > 0) {
             const char* b = panel_at(f.b, f.b_dtype, first_col * f.rank);
-            kernels_.lora_outer[float_kind(f.b_dtype)](b, job.inner, job.stride, job.rows, job.count, f.rank,
-                                                       y.data + first_col, y.stride, last_col - first_col);
+            kernels_.lora_outer[float_kind(f.b_dtype)](
+                b, job.inner + begin * job.stride, job.stride, job.rows == nullptr ? nullptr : job.rows + begin, end - begin,
+                f.rank, (job.rows == nullptr ? y.row(begin) : y.data) + first_col, y.stride, last_col - first_col);
         }
-        gain_and_shift(job, y, first_col, last_col);
+        gain_and_shift(job, y, first_col, last_col, begin, end);
     }
 }
 
@@ -188,7 +195,7 @@ void CpuDevice::adapt(const Tensor& x, std::span<const LinearAdapter* const> ada
         call.multiply_all(pool_);
     else
         pool_.parallel_for(x.rows, 8, [&](int64_t first, int64_t last) { call.multiply_rows(first, last); });
-    pool_.parallel_for(panels_of(y.cols), 1, [&](int64_t first, int64_t last) { call.apply(0, y, first, last); });
+    pool_.parallel_for(panels_of(y.cols), 1, [&](int64_t first, int64_t last) { call.apply(0, y, first, last, 0, y.rows); });
 }
 
 }  // namespace halfbyte::cpu

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -25,8 +26,9 @@ public:
     void multiply_rows(int64_t first, int64_t last) const;
     /// Asks the memory for what apply() will read; worth while where B is read for few rows.
     void prefetch(size_t part, int64_t first, int64_t last) const;
-    /// What the adapters make of y of part `part`, columns 16 * first .. 16 * last. Any thread, once A x is complete.
-    void apply(size_t part, const Tensor& y, int64_t first, int64_t last) const;
+    /// What the adapters make of y of part `part`: columns 16 * first .. 16 * last of rows first_row .. last_row. Any thread, once
+    /// A x of these rows is complete.
+    void apply(size_t part, const Tensor& y, int64_t first, int64_t last, int64_t first_row, int64_t last_row) const;
 
 private:
     struct Job {
@@ -39,7 +41,10 @@ private:
         int64_t stride;          ///< rank in whole panels; 0 without A and B
         float* inner = nullptr;  ///< [pieces][count][stride] scale * A x; the sum of the pieces ends up in the first one
     };
-    static void gain_and_shift(const Job& job, const Tensor& y, int64_t first_col, int64_t last_col);
+    /// The rows of a job among first .. last, as a range of its own count.
+    static std::pair<int64_t, int64_t> rows_within(const Job& job, int64_t first, int64_t last);
+    static void gain_and_shift(const Job& job, const Tensor& y, int64_t first_col, int64_t last_col, int64_t begin,
+                               int64_t end);
     void multiply(const Job& job, int64_t panel, int64_t first_col, int64_t last_col, int64_t first, int64_t last,
                   float* out) const;
 

@@ -1,8 +1,7 @@
-// Linear layers: one parallel region over the rows of the input, one over the outputs of all parts.
+// Linear layers: one parallel region over rows of the input; where these are few, one over rows and one over the outputs of all
+// parts.
 #include <algorithm>
-#include <bit>
 #include <cstring>
-#include <optional>
 
 #include "cpu/adapters.h"
 #include "cpu/cpu_device.h"
@@ -17,11 +16,12 @@ namespace {
 
 constexpr int64_t kSmallLinear = int64_t(1) << 16;  // multiplications below which a second thread costs more than it saves
 constexpr int64_t kSmallRows = 16384;               // the same for additions on the way into the product
+constexpr int64_t kLineFloats = 16;                 // of a line of the cache
 constexpr int64_t kManyRows = 9;                    // from here on panels are multiplied
+constexpr int64_t kRowsOfThread = 96;               // from here on each thread takes rows of its own
+constexpr int64_t kGroupRows = 256;                 // at a time, at most
+constexpr int64_t kTiles = 12;                      // rows of whole tiles, for every instruction set
 constexpr int64_t kTogether = 2;                    // at a time: a thread that is left with one is slow
-
-constexpr int kBlocks = 3;  // 32, 64 and 128 columns that share a scale
-int block_index(const Weight& panels) { return std::countr_zero(unsigned(panels.block_size)) - 5; }
 
 int64_t panels_of(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 
@@ -106,84 +106,98 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
     const bool transforms = input.transform.kind != RowTransform::Kind::none;
     if (transforms) expect_same_shape(x, input.transformed, "linear");
     if (input.transform.kind == RowTransform::Kind::gated_activation) expect_same_shape(x, input.transform.up, "linear");
-    int64_t units = 0, work = 0;                  // units of 16 output columns
-    bool wanted[kActivationForms][kBlocks] = {};  // activations as integers of a form, in blocks of a size
-    bool floats = false;                          // and as they are
-    const auto form_of = [&](const Weight& w) { return activation_form(view_panels(w), precision_, kernels_); };
+    int64_t units = 0, work = 0;  // units of 16 output columns
+    Quantizers::Wanted wanted;    // activations as integers
+    bool floats = false;          // and as they are
+    const auto form_of = [&](const Panels& w) { return activation_form(w, precision_, kernels_); };
     for (const LinearPart& part : parts) {
         const Weight& w = *part.weight;
         expect(w.cols == x.cols && part.y.rows == x.rows && part.y.cols == w.rows, "linear: x [", x.rows, ", ", x.cols,
                "], weight [", w.rows, ", ", w.cols, "], y [", part.y.rows, ", ", part.y.cols, "]");
         expect(!is_panels(w) || is_panels(w, isa_),
                "linear: the weight was uploaded to a device with another instruction set");
-        (is_panels(w) ? wanted[form_of(w)][block_index(w)] : floats) = true;
+        if (is_panels(w))
+            wanted.add(view_panels(w), form_of(view_panels(w)));
+        else
+            floats = true;
         units += panels_of(w.rows);
         work += w.rows * x.rows * x.cols;
     }
     if (x.rows == 0) return;
 
-    // First region: every row is transformed, made integers and multiplied by the A of its adapters.
-    size_t bytes = 1;
-    for (const auto& form : wanted)
-        for (int at = 0; at < kBlocks; at++) bytes += form[at] ? Quantizer::bytes(x, 32 << at) : 0;
-    auto* memory = static_cast<char*>(scratch(Scratch::quantized, bytes));
-    std::optional<Quantizer> quantizers[kActivationForms][kBlocks];
-    bool integers = false;
-    for (int form = 0; form < kActivationForms; form++)
-        for (int at = 0; at < kBlocks; at++) {
-            if (!wanted[form][at]) continue;
-            quantizers[form][at].emplace(x, 32 << at, ActivationForm(form), memory);
-            memory += Quantizer::bytes(x, 32 << at);
-            integers = true;
-        }
     const bool write = transforms && (floats || input.keep || !adapters.empty());
     const Tensor multiplied = write ? input.transformed : x;
     const bool few_rows = adapters.few_rows(pool_);
     if (!adapters.empty()) adapters.prepare(multiplied, few_rows);
-    const bool by_rows = !adapters.empty() && !few_rows;
-    const auto prepare = [&](int64_t first, int64_t last) {
-        for (int64_t r = first; r < last; r++) {
-            const float* row = transformed_row(input, r, write ? multiplied.row(r) : nullptr);
-            for (auto& form : quantizers)
-                for (std::optional<Quantizer>& each : form)
-                    if (each) each->quantize(kernels_, r, row);
-        }
-        if (by_rows) adapters.multiply_rows(first, last);
-    };
-    if (transforms || integers || by_rows) {
-        const int64_t grain = kSmallRows / std::max<int64_t>(1, x.cols * cost_of(input.transform));
-        pool_.parallel_for(x.rows, by_rows ? std::max<int64_t>(8, std::min<int64_t>(grain, 32)) : grain, prepare);
-    }
-    if (!adapters.empty() && few_rows) adapters.multiply_all(pool_);
+    const bool adapts_rows = !adapters.empty() && !few_rows;
 
-    // Second region: the products, 16 outputs of a part at a time, and on top of them what its adapters add.
-    QuantizedRows quantized[kActivationForms][kBlocks];
-    for (int form = 0; form < kActivationForms; form++)
-        for (int at = 0; at < kBlocks; at++)
-            if (quantizers[form][at]) quantized[form][at] = quantizers[form][at]->rows();
-    const auto run = [&](int64_t first, int64_t last) {
-        for (size_t p = 0; p < parts.size(); p++) {
+    // Rows are transformed, made integers and multiplied by the A of their adapters.
+    const auto prepare = [&](Quantizers& quantizers, int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++) {
+            // Perhaps written by another core: ask for the next one while this one is made.
+            if (r + 1 < last)
+                for (int64_t k = 0; k < x.cols; k += kLineFloats) __builtin_prefetch(x.row(r + 1) + k);
+            quantizers.quantize(kernels_, r, transformed_row(input, r, write ? multiplied.row(r) : nullptr));
+        }
+        if (adapts_rows) adapters.multiply_rows(first, last);
+    };
+    // The products, 16 outputs of a part at a time, and on top of them what its adapters add.
+    const auto multiply = [&](const Quantizers& quantizers, int64_t first, int64_t last, int64_t first_row, int64_t last_row) {
+        for (size_t p = 0; p < parts.size() && last > 0; p++) {
             const LinearPart& part = parts[p];
             const Weight& w = *part.weight;
             const int64_t count = panels_of(w.rows), end = std::min(last, count);
             if (first < end) {
                 if (few_rows && !adapters.empty()) adapters.prefetch(p, first, end);  // arrives during the product
-                if (is_panels(w))
-                    kernels_.panel_linear(view_panels(w), quantized[form_of(w)][block_index(w)],
+                if (is_panels(w)) {
+                    const Panels panels = view_panels(w);
+                    kernels_.panel_linear(panels, quantizers.rows(panels, form_of(panels)),
                                           LinearOutput{part.y.data, part.y.stride, part.bias, part.accumulate}, first, end,
                                           scratch(Scratch::unpacked, kPanelScratch));
-                else
+                } else {
                     float_part(multiplied, part, first, end);
-                if (!adapters.empty()) adapters.apply(p, part.y, first, end);
+                }
+                if (!adapters.empty()) adapters.apply(p, part.y, first, end, first_row, last_row);
             }
             first = std::max<int64_t>(0, first - count), last -= count;
-            if (last <= 0) return;
         }
     };
+    const auto memory = [&](int64_t rows) {
+        return static_cast<char*>(scratch(Scratch::quantized, wanted.bytes(rows, x.cols)));
+    };
+
+    // Many rows: each thread takes rows of its own through all of it, so that what it reads was written by itself, by the call
+    // before as well. As many groups for each thread.
+    if (!floats && x.rows >= kRowsOfThread * pool_.threads()) {
+        const int64_t threads = pool_.threads(), least = (x.rows + kGroupRows - 1) / kGroupRows;
+        const int64_t groups = (least + threads - 1) / threads * threads;
+        const auto begin_of = [&](int64_t group) {
+            return std::min(x.rows, (x.rows * group / groups + kTiles - 1) / kTiles * kTiles);
+        };
+        pool_.parallel_for(groups, 1, [&](int64_t first, int64_t last) {
+            for (int64_t group = first; group < last; group++) {
+                const int64_t begin = begin_of(group), end = begin_of(group + 1);
+                Quantizers quantizers(wanted, begin, end - begin, x.cols, memory(end - begin));
+                prepare(quantizers, begin, end);
+                multiply(quantizers, 0, units, begin, end);
+            }
+        });
+        return;
+    }
+
+    // Few rows: one region over rows, and one over outputs.
+    Quantizers quantizers(wanted, 0, x.rows, x.cols, memory(x.rows));
+    if (transforms || wanted.any() || adapts_rows) {
+        const int64_t grain = kSmallRows / std::max<int64_t>(1, x.cols * cost_of(input.transform));
+        pool_.parallel_for(x.rows, adapts_rows ? std::max<int64_t>(8, std::min<int64_t>(grain, 32)) : grain,
+                           [&](int64_t first, int64_t last) { prepare(quantizers, first, last); });
+    }
+    if (!adapters.empty() && few_rows) adapters.multiply_all(pool_);
     if (work < kSmallLinear)
-        run(0, units);
+        multiply(quantizers, 0, units, 0, x.rows);
     else
-        pool_.parallel_for(units, x.rows < kManyRows ? 1 : kTogether, run);
+        pool_.parallel_for(units, x.rows < kManyRows ? 1 : kTogether,
+                           [&](int64_t first, int64_t last) { multiply(quantizers, first, last, 0, x.rows); });
 }
 
 }  // namespace halfbyte::cpu

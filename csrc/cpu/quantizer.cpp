@@ -22,23 +22,23 @@ ActivationForm activation_form(const Panels& panels, Precision precision, const 
     return bytes ? kInt8 : panels.level_form == LevelForm::codes ? kInt16 : kFineInt16;
 }
 
-size_t Quantizer::bytes(const Tensor& x, int64_t block) {
-    const size_t rows = size_t(2 * x.rows), blocks = size_t(x.cols / block);
-    return round_up(rows * size_t(x.cols + 32) * sizeof(int16_t)) +
-           3 * round_up(size_t(odd_lines(2 * x.rows)) * blocks * sizeof(float)) + round_up(rows * sizeof(int32_t));
+size_t Quantizer::bytes(int64_t rows, int64_t cols, int64_t block) {
+    const size_t terms = size_t(2 * rows), blocks = size_t(cols / block);
+    return round_up(terms * size_t(cols + 32) * sizeof(int16_t)) +
+           3 * round_up(size_t(odd_lines(2 * rows)) * blocks * sizeof(float)) + round_up(terms * sizeof(int32_t));
 }
 
-Quantizer::Quantizer(const Tensor& x, int64_t block, ActivationForm form, char* memory)
-    : cols_(x.cols), block_(block), count_(x.rows) {
-    const int64_t capacity = form == kInt8 ? x.rows : 2 * x.rows, blocks = x.cols / block, stride = odd_lines(capacity);
+Quantizer::Quantizer(int64_t first, int64_t count, int64_t cols, int64_t block, ActivationForm form, char* memory)
+    : first_(first), cols_(cols), block_(block), count_(count) {
+    const int64_t capacity = form == kInt8 ? count : 2 * count, blocks = cols / block, stride = odd_lines(capacity);
     const auto take = [&](size_t bytes) {
         char* const taken = memory;
         memory += round_up(bytes);
         return taken;
     };
     // 64 bytes more than a row: rows that are a multiple of 4 KiB apart would fight for the same lines of the cache.
-    q_.form = form, q_.stride = x.cols * (form == kInt8 ? 1 : 2) + 64;
-    q_.scale_stride = stride, q_.main_count = x.rows;
+    q_.form = form, q_.stride = cols * (form == kInt8 ? 1 : 2) + 64;
+    q_.scale_stride = stride, q_.main_count = count;
     q_.values = values_ = reinterpret_cast<uint8_t*>(take(size_t(capacity * q_.stride)));
     q_.scales = scales_ = reinterpret_cast<float*>(take(size_t(stride * blocks) * sizeof(float)));
     q_.sums = sums_ = reinterpret_cast<float*>(take(size_t(stride * blocks) * sizeof(float)));
@@ -47,19 +47,19 @@ Quantizer::Quantizer(const Tensor& x, int64_t block, ActivationForm form, char* 
 }
 
 void Quantizer::quantize(const Kernels& kernels, int64_t r, const float* row) {
-    const int64_t stride = q_.scale_stride;
-    rows_[r] = int32_t(r);
+    const int64_t stride = q_.scale_stride, i = r - first_;
+    rows_[i] = int32_t(r);
     if (q_.form == kInt8) {
-        kernels.quantize_row8(row, cols_, block_, values_ + r * q_.stride, scales_ + r, sums_ + r, starts_ + r, stride);
+        kernels.quantize_row8(row, cols_, block_, values_ + i * q_.stride, scales_ + i, sums_ + i, starts_ + i, stride);
         return;
     }
     const int limit = q_.form == kFineInt16 ? kFineActivationMax : kActivationMax;
     double error = 0, norm = 0;
-    kernels.quantize_row(row, cols_, block_, limit, words(r), scales_ + r, sums_ + r, stride, &error, &norm);
+    kernels.quantize_row(row, cols_, block_, limit, words(i), scales_ + i, sums_ + i, stride, &error, &norm);
     if (error <= kWorstRounding * kWorstRounding * norm) return;
     const int64_t extra = count_.fetch_add(1, std::memory_order_relaxed);
     auto* residual = static_cast<float*>(scratch(Scratch::residual, size_t(cols_) * sizeof(float)));
-    kernels.quantize_residual(row, cols_, block_, words(r), scales_ + r, stride, residual);
+    kernels.quantize_residual(row, cols_, block_, words(i), scales_ + i, stride, residual);
     kernels.quantize_row(residual, cols_, block_, limit, words(extra), scales_ + extra, sums_ + extra, stride, &error, &norm);
     rows_[extra] = int32_t(r);
 }
@@ -68,6 +68,35 @@ QuantizedRows Quantizer::rows() const {
     QuantizedRows q = q_;
     q.count = count_.load(std::memory_order_relaxed);
     return q;
+}
+
+bool Quantizers::Wanted::any() const {
+    for (const auto& form : of_)
+        for (const bool wanted : form)
+            if (wanted) return true;
+    return false;
+}
+
+size_t Quantizers::Wanted::bytes(int64_t rows, int64_t cols) const {
+    size_t bytes = 1;
+    for (const auto& form : of_)
+        for (int at = 0; at < kBlocks; at++) bytes += form[at] ? Quantizer::bytes(rows, cols, 32 << at) : 0;
+    return bytes;
+}
+
+Quantizers::Quantizers(const Wanted& wanted, int64_t first, int64_t count, int64_t cols, char* memory) {
+    for (int form = 0; form < kActivationForms; form++)
+        for (int at = 0; at < Wanted::kBlocks; at++) {
+            if (!wanted.of_[form][at]) continue;
+            of_[form][at].emplace(first, count, cols, 32 << at, ActivationForm(form), memory);
+            memory += Quantizer::bytes(count, cols, 32 << at);
+        }
+}
+
+void Quantizers::quantize(const Kernels& kernels, int64_t r, const float* row) {
+    for (auto& form : of_)
+        for (std::optional<Quantizer>& each : form)
+            if (each) each->quantize(kernels, r, row);
 }
 
 }  // namespace halfbyte::cpu

@@ -15,7 +15,7 @@ namespace halfbyte {
 namespace {
 
 // Sequences are run together up to this many tokens: enough to keep every core busy, few enough for a small workspace.
-constexpr int64_t kChunkTokens = 512;
+constexpr int64_t kChunkTokens = 1024;
 // Logits leave the device in pieces of at most this many numbers (64 MiB).
 constexpr int64_t kLogitsChunk = int64_t(1) << 24;
 // Scratch memory kept for the next calls, in all; what goes beyond is freed after use.

@@ -42,6 +42,8 @@ inline F vector_tail(const typename Kind::T* p, int64_t n) {
     return Kind::vector(lanes);
 }
 
+/// As far as the L2 cache: what is wanted a while later.
+inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 /// Of a line that will be written.
 inline void prefetch_write(const void* p) { __builtin_prefetch(p, 1); }
 

@@ -9,7 +9,8 @@
 namespace halfbyte::cpu::HALFBYTE_ISA {
 namespace {
 
-constexpr int64_t kChunkRows = 192;  // rows of activations that share an unpacked piece: 384 KiB of int16 or int8
+constexpr int64_t kChunkBytes = 512 * 1024;  // of the columns of a piece, in rows that are multiplied with it together
+constexpr int64_t kLeastChunk = 96;          // rows; for fewer, unpacking a piece is dear
 constexpr int64_t kDirectCols = 512;  // whose scales are made ready at a time where rows are few: they stay in the L1 cache
 constexpr int64_t kPrefetchBytes = 8192;
 
@@ -23,7 +24,7 @@ struct Pairwise {
     static I16 step(I16 sum, const Pairs& w, Pair x) { return dot(sum, w, x); }
     static void store(uint8_t* p, const Pairs& w) { store_pairs(reinterpret_cast<int16_t*>(p), w); }
     static Pairs load(const uint8_t* p) { return load_pairs(reinterpret_cast<const int16_t*>(p)); }
-    static I16 start(const QuantizedRows&, int64_t) { return zero_i(); }
+    static I16 start(const int32_t*, int64_t) { return zero_i(); }
 };
 struct CodePairs : Pairwise {
     Levels levels;
@@ -51,7 +52,7 @@ struct Quadwise {
     static I16 step(I16 sum, const Quads& w, Quad x) { return dot_quads(sum, w, x); }
     static void store(uint8_t* p, const Quads& w) { store_quads(p, w); }
     static Quads load(const uint8_t* p) { return load_quads(p); }
-    static I16 start(const QuantizedRows& x, int64_t at) { return set_i(x.starts[at]); }
+    static I16 start(const int32_t* starts, int64_t at) { return set_i(starts[at]); }
 };
 struct CodeQuads : Quadwise {
     Levels8 levels;
@@ -71,45 +72,50 @@ __attribute__((noinline)) void finish_part(const float* sums, int64_t count, con
     for (int64_t i = 0; i < count; i++) y[i] = sums[i] + (bias != nullptr ? bias[i] : 0) + (onto ? y[i] : 0);
 }
 
-/// y[row r0 + r][16 * panel ..] from the accumulators of kRows rows. begins: nothing of this product is there yet.
+/// y[rows[r]][n ..] = acc[r] of kRows rows, in units of the levels; count: columns that are left. Rows from first_terms on are
+/// added to what is there and get no bias.
 template <int kRows>
-inline void finish(const Panels& w, const QuantizedRows& x, const LinearOutput& out, int64_t panel, int64_t r0, bool begins,
-                   const F16* acc) {
-    const int64_t n = panel * kPanelRows, count = w.rows - n, main = begins ? x.main_count : 0;
-    const F unit = set(x.form == kInt8 ? w.unit8 : w.unit);
-    const bool accumulate = out.accumulate;
-    const float* const all_bias = out.bias;
-    const F16 bias = all_bias != nullptr && count >= kPanelRows ? load16(all_bias + n) : zero16();
+inline __attribute__((always_inline)) void finish(const F16* acc, F unit, const int32_t* rows, const LinearOutput& out, int64_t n, int64_t count,
+                   int64_t first_terms) {
+    const float* const all_bias = out.bias == nullptr ? nullptr : out.bias + n;
+    float* const y = out.y + n;
+    const int64_t stride = out.stride;
+    if (count < kPanelRows) {
+        for (int r = 0; r < kRows; r++) {
+            alignas(64) float sums[kPanelRows];
+            store16(sums, mul(acc[r], unit));
+            finish_part(sums, count, r < first_terms ? all_bias : nullptr, out.accumulate || r >= first_terms,
+                        y + rows[r] * stride);
+        }
+        return;
+    }
+    const F16 bias = all_bias == nullptr ? zero16() : load16(all_bias);
+    if (first_terms >= kRows && !out.accumulate) {
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; r++) store16(y + rows[r] * stride, add(mul(acc[r], unit), bias));
+        return;
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; r++) {
-        const bool first_term = r0 + r < main, onto = accumulate || !first_term;
-        float* const y = out.y + x.rows[r0 + r] * out.stride + n;
         F16 sum = mul(acc[r], unit);
-        if (count < kPanelRows) {
-            alignas(64) float sums[kPanelRows];
-            store16(sums, sum);
-            finish_part(sums, count, first_term && all_bias != nullptr ? all_bias + n : nullptr, onto, y);
-            continue;
-        }
-        if (first_term) sum = add(sum, bias);
-        if (onto) sum = add(sum, load16(y));
-        store16(y, sum);
+        if (r < first_terms) sum = add(sum, bias);
+        if (out.accumulate || r >= first_terms) sum = add(sum, load16(y + rows[r] * stride));
+        store16(y + rows[r] * stride, sum);
     }
 }
 
-/// acc[r] += the integer products of block b, scaled. scale: of 16 rows; inverse_unit: offsets are added to levels * scale.
+/// acc[r] += the integer products of a block, scaled: by scale, of 16 rows of weights, and xs[r], of the rows of activations.
 template <int kRows>
-inline void scale_block(const QuantizedRows& x, int64_t b, int64_t r0, const I16* sum, const float* scales,
-                        const float* offsets, F inverse_unit, F16* acc) {
-    const F16 scale = load16(scales);
-    const float* xs = x.scales + b * x.scale_stride + r0;
+inline void add_scaled(const I16* sum, F16 scale, const float* xs, F16* acc) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; r++) acc[r] = fma(to_float(sum[r]), mul(scale, set(xs[r])), acc[r]);
-    if (offsets == nullptr) return;
-    const F16 offset = mul(load16(offsets), inverse_unit);
-    const float* sums = x.sums + b * x.scale_stride + r0;
+}
+
+/// acc[r] += offset times the sum of the activations of a block. In units of the levels, as the products are.
+template <int kRows>
+inline void add_offsets(F16 offset, const float* x_sums, F16* acc) {
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; r++) acc[r] = fma(offset, set(sums[r]), acc[r]);
+    for (int r = 0; r < kRows; r++) acc[r] = fma(offset, set(x_sums[r]), acc[r]);
 }
 
 /// kRows rows of activations, all there are; levels straight from memory.
@@ -131,7 +137,7 @@ inline void direct(const Panels& w, const Reader& reader, const QuantizedRows& x
         for (int64_t b = b0; b < b1; b++) {
             I16 sum[kRows][kChains];
             for (int r = 0; r < kRows; r++) {
-                sum[r][0] = Reader::start(x, b * x.scale_stride + r);
+                sum[r][0] = Reader::start(x.starts, b * x.scale_stride + r);
                 for (int c = 1; c < kChains; c++) sum[r][c] = zero_i();
             }
             for (int64_t g = 0; g < groups; g++, levels += Reader::kGroupBytes, values += 4 * Reader::kVectors) {
@@ -151,11 +157,13 @@ inline void direct(const Panels& w, const Reader& reader, const QuantizedRows& x
                 for (int c = 1; c < kChains; c++) total[r] = add_i(total[r], sum[r][c]);
             }
             const int64_t at = (b - b0) * kPanelRows;
-            scale_block<kRows>(x, b, 0, total, scales.scales() + at,
-                               scales.offsets() == nullptr ? nullptr : scales.offsets() + at, inverse_unit, acc);
+            add_scaled<kRows>(total, load16(scales.scales() + at), x.scales + b * x.scale_stride, acc);
+            if (scales.offsets() != nullptr)
+                add_offsets<kRows>(mul(load16(scales.offsets() + at), inverse_unit), x.sums + b * x.scale_stride, acc);
         }
     }
-    finish<kRows>(w, x, out, panel, 0, true, acc);
+    const int64_t n = panel * kPanelRows;
+    finish<kRows>(acc, set(x.form == kInt8 ? w.unit8 : w.unit), x.rows, out, n, w.rows - n, x.main_count);
 }
 
 #ifndef HALFBYTE_STRIDED  // an instruction set may know better how to find the rows of a tile
@@ -194,49 +202,60 @@ inline __attribute__((always_inline)) void step_group(const uint8_t* const (&lev
     }
 }
 
-/// A piece of kPanels panels, ready to be multiplied: blocks [b0, b1) of each.
+/// A piece of kPanels panels, ready to be multiplied: `blocks` blocks of each.
 template <int kPanels>
 struct Piece {
-    int64_t panel, b0, b1;
     const uint8_t* levels[kPanels];  // vectors of 64 bytes in the order of the columns
-    PanelScales scales[kPanels];
+    const float* scales[kPanels];    // [blocks][16]
+    const float* offsets[kPanels];   // the same, or null
+    int64_t blocks, groups;          // groups of a block
+    F unit, inverse_unit;
 };
 
-/// y[row] (+)= a piece times kRows rows from r0 on. values: of the first row, at the first block.
+/// Where the rows of a tile are: integers, and what belongs to their blocks, [blocks][scale_stride].
+struct TileRows {
+    const uint8_t* values;
+    const float *scales, *sums;
+    const int32_t *starts, *rows;
+    int64_t stride, scale_stride;
+};
+
+/// y[row] (+)= a piece times kRows rows. whole: all panels have 16 rows; first_terms: rows that are not added to what is there.
 template <int kRows, int kPanels, class Reader>
-void tile(const Panels& w, const QuantizedRows& x, const LinearOutput& out, const Piece<kPanels>& piece, int64_t r0,
-          const uint8_t* values) {
+void tile(const Piece<kPanels>& piece, const TileRows& x, const LinearOutput& out, int64_t count, int64_t first_terms) {
     const uint8_t* levels[kPanels];
     for (int p = 0; p < kPanels; p++) levels[p] = piece.levels[p];
-    const Strided rows = strided(values, x.stride);
-    const int64_t groups = w.block / kGroupCols;
-    const F inverse_unit = set(1.0f / (x.form == kInt8 ? w.unit8 : w.unit));
+    const Strided rows = strided(x.values, x.stride);
+    const int64_t blocks = piece.blocks, groups = piece.groups;
     F16 acc[kPanels][kRows];
 #pragma GCC unroll 2
     for (int p = 0; p < kPanels; p++)
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; r++) acc[p][r] = zero16();
     int64_t offset = 0;  // of the group in a row, in bytes
-    for (int64_t b = piece.b0; b < piece.b1; b++) {
+    for (int64_t b = 0; b < blocks; b++) {
         I16 sum[kPanels][kRows];
 #pragma GCC unroll 2
         for (int p = 0; p < kPanels; p++)
 #pragma GCC unroll 16
-            for (int r = 0; r < kRows; r++) sum[p][r] = Reader::start(x, b * x.scale_stride + r0 + r);
+            for (int r = 0; r < kRows; r++) sum[p][r] = Reader::start(x.starts, b * x.scale_stride + r);
         for (int64_t g = 0; g < groups; g++, offset += 4 * Reader::kVectors) {
             step_group<Reader, kPanels, kRows>(levels, rows, offset, sum);
             for (int p = 0; p < kPanels; p++) levels[p] += 64 * Reader::kVectors;
         }
-        const int64_t at = (b - piece.b0) * kPanelRows;
 #pragma GCC unroll 2
-        for (int p = 0; p < kPanels; p++) {
-            const PanelScales& scales = piece.scales[p];
-            scale_block<kRows>(x, b, r0, sum[p], scales.scales() + at,
-                               scales.offsets() == nullptr ? nullptr : scales.offsets() + at, inverse_unit, acc[p]);
-        }
+        for (int p = 0; p < kPanels; p++)
+            add_scaled<kRows>(sum[p], load16(piece.scales[p] + b * kPanelRows), x.scales + b * x.scale_stride, acc[p]);
     }
+    if (piece.offsets[0] != nullptr)
+        for (int64_t b = 0; b < blocks; b++)
 #pragma GCC unroll 2
-    for (int p = 0; p < kPanels; p++) finish<kRows>(w, x, out, piece.panel + p, r0, piece.b0 == 0, acc[p]);
+            for (int p = 0; p < kPanels; p++)
+                add_offsets<kRows>(mul(load16(piece.offsets[p] + b * kPanelRows), piece.inverse_unit),
+                                   x.sums + b * x.scale_stride, acc[p]);
+#pragma GCC unroll 2
+    for (int p = 0; p < kPanels; p++)
+        finish<kRows>(acc[p], piece.unit, x.rows, out, p * kPanelRows, count - p * kPanelRows, first_terms);
 }
 
 template <int... kSizes>
@@ -248,8 +267,7 @@ struct UpTo<0, kRest...> {
     using type = Sizes<kRest...>;
 };
 template <int kPanels>
-using Tile = void (*)(const Panels&, const QuantizedRows&, const LinearOutput&, const Piece<kPanels>&, int64_t,
-                      const uint8_t*);
+using Tile = void (*)(const Piece<kPanels>&, const TileRows&, const LinearOutput&, int64_t, int64_t);
 template <class Reader, int kPanels, int... kSizes>
 inline Tile<kPanels> choose_tile(int64_t rows, Sizes<kSizes...>) {
     static constexpr Tile<kPanels> kTiles[] = {tile<kSizes, kPanels, Reader>...};
@@ -258,16 +276,19 @@ inline Tile<kPanels> choose_tile(int64_t rows, Sizes<kSizes...>) {
 
 /// Rows [chunk, chunk + rows) times the blocks [b0, b1) of kPanels panels from `panel` on. unpacked: kPanelScratch bytes.
 template <int kPanels, class Reader>
-void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& out,
+void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& output,
                         int64_t panel, int64_t b0, int64_t b1, int64_t chunk, int64_t rows, uint8_t* unpacked) {
     const int64_t groups = w.block / kGroupCols, bytes = (b1 - b0) * groups * Reader::kGroupBytes;
     const int64_t panel_bytes = w.cols / kGroupCols * Reader::kGroupBytes, ahead = kPanels * panel_bytes;
     const int64_t tiles = (rows + kTileRows - 1) / kTileRows;  // of as equal a size as can be
+    const float unit = x.form == kInt8 ? w.unit8 : w.unit;
+    PanelScales scales[kPanels];
     Piece<kPanels> piece;
-    piece.panel = panel, piece.b0 = b0, piece.b1 = b1;
+    piece.blocks = b1 - b0, piece.groups = groups, piece.unit = set(unit), piece.inverse_unit = set(1.0f / unit);
     for (int p = 0; p < kPanels; p++) {
-        piece.scales[p].begin(w, panel + p, kPanels);
-        piece.scales[p].decode(b0, b1);
+        scales[p].begin(w, panel + p, kPanels);
+        scales[p].decode(b0, b1);
+        piece.scales[p] = scales[p].scales(), piece.offsets[p] = scales[p].offsets();
         const uint8_t* levels = w.levels + (panel + p) * panel_bytes + b0 * groups * Reader::kGroupBytes;
         piece.levels[p] = levels;
         if constexpr (!Reader::kInPlace) {
@@ -280,38 +301,54 @@ void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRo
             }
         }
     }
+    const int64_t n = panel * kPanelRows;
+    LinearOutput out = output;
+    out.y += n, out.bias = output.bias == nullptr || b0 > 0 ? nullptr : output.bias + n;
+    const int64_t least = rows / tiles, larger = rows % tiles;  // the first ones have a row more
+    const int64_t lines = Reader::kInPlace ? (bytes / 64 + tiles - 1) / tiles : 0;
+    int64_t row = chunk;
     for (int64_t t = 0; t < tiles; t++) {
-        const int64_t r0 = rows * t / tiles, r1 = rows * (t + 1) / tiles;
-        // What the next panels need arrives while these are multiplied.
-        if constexpr (Reader::kInPlace)
-            for (int p = 0; p < kPanels; p++)
-                for (int64_t i = bytes / 64 * t / tiles; i < bytes / 64 * (t + 1) / tiles; i++)
-                    prefetch(piece.levels[p] + ahead + i * 64);
+        const int64_t count = least + (t < larger), at = b0 * x.scale_stride + row;
+        // What the next panels need comes nearer while these are multiplied.
+        for (int p = 0; p < kPanels; p++)
+            for (int64_t i = lines * t; i < lines * (t + 1); i++) prefetch_far(piece.levels[p] + ahead + i * 64);
         // The output arrives while the products are made: waiting for it afterwards cost a tenth of the time.
-        for (int64_t r = chunk + r0; r < chunk + r1; r++)
-            for (int p = 0; p < kPanels; p++) prefetch_write(out.y + x.rows[r] * out.stride + (panel + p) * kPanelRows);
-        const uint8_t* values = x.values + (chunk + r0) * x.stride + b0 * groups * Reader::kVectors * 4;
-        choose_tile<Reader, kPanels>(r1 - r0, typename UpTo<kTileRows>::type{})(w, x, out, piece, chunk + r0, values);
+        for (int64_t r = row; r < row + count; r++)
+            for (int p = 0; p < kPanels; p++) prefetch_write(out.y + x.rows[r] * out.stride + p * kPanelRows);
+        const TileRows from{x.values + row * x.stride + b0 * groups * Reader::kVectors * 4,
+                            x.scales + at,
+                            x.sums + at,
+                            x.starts + at,
+                            x.rows + row,
+                            x.stride,
+                            x.scale_stride};
+        choose_tile<Reader, kPanels>(count, typename UpTo<kTileRows>::type{})(piece, from, out, w.rows - n,
+                                                                              b0 == 0 ? x.main_count - row : 0);
+        row += count;
     }
 }
 
+/// Rows [begin, begin + count), all of them first terms or all second.
 template <class Reader>
 void many_rows(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& out, int64_t first,
-               int64_t last, uint8_t* unpacked) {
+               int64_t last, int64_t begin, int64_t count, uint8_t* unpacked) {
+    if (count == 0) return;
     // Chunks and pieces of as equal a size as can be: a few rows left over would be as dear as a whole chunk. Chunks are whole
     // tiles but for the last.
-    const int64_t chunks = (x.count + kChunkRows - 1) / kChunkRows, blocks = w.cols / w.block;
-    const int64_t chunk_rows = ((x.count + chunks - 1) / chunks + kTileRows - 1) / kTileRows * kTileRows;
-    const int64_t most = (Reader::kVectors == 4 ? kPieceCols / 2 : kPieceCols) / w.block, pieces = (blocks + most - 1) / most;
-    for (int64_t chunk = 0; chunk < x.count; chunk += chunk_rows)
+    const int64_t blocks = w.cols / w.block, bytes = Reader::kVectors == 4 ? 2 : 1;  // of a column
+    const int64_t most = kPieceCols / bytes / w.block, pieces = (blocks + most - 1) / most;
+    const int64_t most_rows = max_of(kLeastChunk, kChunkBytes * pieces / (w.cols * bytes));
+    const int64_t chunks = (count + most_rows - 1) / most_rows;
+    const int64_t chunk_rows = ((count + chunks - 1) / chunks + kTileRows - 1) / kTileRows * kTileRows;
+    for (int64_t chunk = 0; chunk < count; chunk += chunk_rows)
         for (int64_t piece = 0; piece < pieces; piece++) {
             const int64_t b0 = blocks * piece / pieces, b1 = blocks * (piece + 1) / pieces;
-            const int64_t rows = min_of(chunk_rows, x.count - chunk);
+            const int64_t rows = min_of(chunk_rows, count - chunk);
             int64_t panel = first;
             for (; panel + kTilePanels <= last; panel += kTilePanels)
-                panels_times_chunk<kTilePanels>(w, reader, x, out, panel, b0, b1, chunk, rows, unpacked);
+                panels_times_chunk<kTilePanels>(w, reader, x, out, panel, b0, b1, begin + chunk, rows, unpacked);
             for (; panel < last; panel++)
-                panels_times_chunk<1>(w, reader, x, out, panel, b0, b1, chunk, rows, unpacked);
+                panels_times_chunk<1>(w, reader, x, out, panel, b0, b1, begin + chunk, rows, unpacked);
         }
 }
 
@@ -330,7 +367,9 @@ template <class Reader>
 void any_rows(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& out, int64_t first,
               int64_t last, uint8_t* unpacked) {
     if (x.count <= kDirectRows) return few_rows<kDirectRows>(w, reader, x, out, first, last);
-    many_rows(w, reader, x, out, first, last, unpacked);
+    // A row's sums are added in the same order whichever rows are multiplied beside it.
+    many_rows(w, reader, x, out, first, last, 0, x.main_count, unpacked);
+    many_rows(w, reader, x, out, first, last, x.main_count, x.count - x.main_count, unpacked);
 }
 
 }  // namespace
