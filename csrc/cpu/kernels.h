@@ -81,7 +81,7 @@ struct QuantizedRows {
     ActivationForm form = kInt16;
     const uint8_t* values = nullptr;  ///< [count][stride] bytes: int16 in order, or int8 in the order of Kernels::quad_order
     const float* scales = nullptr;    ///< [blocks][scale_stride]
-    const float* sums = nullptr;      ///< the same shape: scale * sum of the block's values
+    const float* sums = nullptr;      ///< the same shape: scale * sum of the block's values; read where panels have offsets
     const int32_t* starts = nullptr;  ///< the same shape, int8 only: what takes the levels' bias out of the block's sum
     const int32_t* rows = nullptr;    ///< [count] row of the output
     int64_t count = 0, main_count = 0, stride = 0, scale_stride = 0;

@@ -28,8 +28,9 @@ size_t Quantizer::bytes(int64_t rows, int64_t cols, int64_t block) {
            3 * round_up(size_t(odd_lines(2 * rows)) * blocks * sizeof(float)) + round_up(terms * sizeof(int32_t));
 }
 
-Quantizer::Quantizer(int64_t first, int64_t count, int64_t cols, int64_t block, ActivationForm form, char* memory)
-    : first_(first), cols_(cols), block_(block), count_(count) {
+Quantizer::Quantizer(int64_t first, int64_t count, int64_t cols, int64_t block, ActivationForm form, bool with_sums,
+                     char* memory)
+    : first_(first), cols_(cols), block_(block), with_sums_(with_sums), count_(count) {
     const int64_t capacity = form == kInt8 ? count : 2 * count, blocks = cols / block, stride = odd_lines(capacity);
     const auto take = [&](size_t bytes) {
         char* const taken = memory;
@@ -50,17 +51,17 @@ void Quantizer::quantize(const Kernels& kernels, int64_t r, const float* row) {
     const int64_t stride = q_.scale_stride, i = r - first_;
     rows_[i] = int32_t(r);
     if (q_.form == kInt8) {
-        kernels.quantize_row8(row, cols_, block_, values_ + i * q_.stride, scales_ + i, sums_ + i, starts_ + i, stride);
+        kernels.quantize_row8(row, cols_, block_, values_ + i * q_.stride, scales_ + i, sums(i), starts_ + i, stride);
         return;
     }
     const int limit = q_.form == kFineInt16 ? kFineActivationMax : kActivationMax;
     double error = 0, norm = 0;
-    kernels.quantize_row(row, cols_, block_, limit, words(i), scales_ + i, sums_ + i, stride, &error, &norm);
+    kernels.quantize_row(row, cols_, block_, limit, words(i), scales_ + i, sums(i), stride, &error, &norm);
     if (error <= kWorstRounding * kWorstRounding * norm) return;
     const int64_t extra = count_.fetch_add(1, std::memory_order_relaxed);
     auto* residual = static_cast<float*>(scratch(Scratch::residual, size_t(cols_) * sizeof(float)));
     kernels.quantize_residual(row, cols_, block_, words(i), scales_ + i, stride, residual);
-    kernels.quantize_row(residual, cols_, block_, limit, words(extra), scales_ + extra, sums_ + extra, stride, &error, &norm);
+    kernels.quantize_row(residual, cols_, block_, limit, words(extra), scales_ + extra, sums(extra), stride, &error, &norm);
     rows_[extra] = int32_t(r);
 }
 
@@ -88,7 +89,7 @@ Quantizers::Quantizers(const Wanted& wanted, int64_t first, int64_t count, int64
     for (int form = 0; form < kActivationForms; form++)
         for (int at = 0; at < Wanted::kBlocks; at++) {
             if (!wanted.of_[form][at]) continue;
-            of_[form][at].emplace(first, count, cols, 32 << at, ActivationForm(form), memory);
+            of_[form][at].emplace(first, count, cols, 32 << at, ActivationForm(form), wanted.sums_[form][at], memory);
             memory += Quantizer::bytes(count, cols, 32 << at);
         }
 }

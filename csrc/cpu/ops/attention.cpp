@@ -3,6 +3,8 @@
 // Ranges of keys may be done apart and merged (Flash-Decoding): each gives its maximum, its sum of weights and its sum of values.
 //
 // The sums of a row run over dimensions and keys in the same order whatever rows are computed beside it.
+#include <float.h>
+
 #include "cpu/ops/attention_tile.h"
 #include "cpu/ops/math.h"
 #include "cpu/ops/transpose.h"
@@ -40,11 +42,16 @@ inline int64_t high_key(const AttentionTask& t, int64_t i) {
     return t.causal || t.window > 0 ? min_of(t.last_key, t.first_position + i + 1) : t.last_key;
 }
 
-/// Scores of one row against keys [first, last) of [begin, end), whole vectors -> their weights exp(score - maximum) in place,
-/// zero for keys outside. Raises `maximum`, updates `sum`; returns by what earlier sums must be multiplied.
+/// Keys of a block: [begin, end), whole vectors, of which a row sees [first, last).
+struct Seen {
+    int64_t begin, end, first, last;
+};
+
+/// Scores of one row as the softmax takes them, -infinity for keys outside. Returns their maximum, at least `maximum`.
 template <class Kv>
-inline float softmax_step(const AttentionTask& t, float* scores, int64_t begin, int64_t end, int64_t first, int64_t last,
-                          const float* bias, const float* k_scales, const float* v_scales, float& maximum, float& sum) {
+inline float finish_scores(const AttentionTask& t, float* scores, const Seen& seen, const float* bias, const float* k_scales,
+                           float maximum) {
+    const int64_t begin = seen.begin, end = seen.end;
     if constexpr (Kv::kScaled)
         for (int64_t i = begin; i < end; i += kF) store(scores + i, load(scores + i) * load(k_scales + i));
     if (t.softcap > 0) {
@@ -52,13 +59,18 @@ inline float softmax_step(const AttentionTask& t, float* scores, int64_t begin, 
         for (int64_t i = begin; i < end; i += kF) store(scores + i, cap * vtanh(load(scores + i) * inverse));
     }
     if (bias != nullptr)
-        for (int64_t i = first; i < last; i++) scores[i] += bias[i];
-    for (int64_t i = begin; i < first; i++) scores[i] = -HUGE_VALF;
-    for (int64_t i = last; i < end; i++) scores[i] = -HUGE_VALF;
+        for (int64_t i = seen.first; i < seen.last; i++) scores[i] += bias[i];
+    for (int64_t i = begin; i < seen.first; i++) scores[i] = -HUGE_VALF;
+    for (int64_t i = seen.last; i < end; i++) scores[i] = -HUGE_VALF;
     F peaks = set(maximum);
     for (int64_t i = begin; i < end; i += kF) peaks = vmax(load(scores + i), peaks);  // keeps `peaks` where a score is NaN
-    const float peak = reduce_max(peaks);
-    float shrink = 1;
+    return reduce_max(peaks);
+}
+
+/// Scores of one row -> their weights exp(score - peak) in place. Returns the sum of the weights.
+template <class Kv>
+inline float weigh(float* scores, const Seen& seen, const float* v_scales, float peak) {
+    const int64_t begin = seen.begin, end = seen.end;
     F total = zero();
     if (peak == -HUGE_VALF) {  // nothing visible so far: all weights are zero, unless a score is NaN
         for (int64_t i = begin; i < end; i += kF) {
@@ -66,30 +78,35 @@ inline float softmax_step(const AttentionTask& t, float* scores, int64_t begin, 
             store(scores + i, weight);
             total = total + weight;
         }
-    } else {
-        // exp(s - peak) = 2^(s log2(e) - rounded(peak log2(e))): what rounding does to the second term is the same factor for
-        // every weight, as long as `shrink` is made from the same rounded terms.
-        const float base = peak * kLog2E, before = maximum * kLog2E;
-        if (before != base) {
-            float lanes[kF];
-            store(lanes, vexp2(set(before - base)));
-            shrink = lanes[0];
-        }
-        const F factor = set(kLog2E), offset = set(-base);
-        for (int64_t i = begin; i < end; i += kF) {
-            const F weight = vexp2(fma(load(scores + i), factor, offset));
-            if constexpr (Kv::kScaled) {
-                // A key outside has a weight of zero, and perhaps no scale yet.
-                store(scores + i, select_less(zero(), weight, weight * load(v_scales + i), weight));
-            } else {
-                store(scores + i, weight);
-            }
-            total = total + weight;
-        }
+        return reduce_add(total);
     }
-    maximum = peak;
-    sum = sum * shrink + reduce_add(total);
-    return shrink;
+    const F factor = set(kLog2E), offset = set(-(peak * kLog2E));
+    for (int64_t i = begin; i < end; i += kF) {
+        const F weight = vexp2(fma(load(scores + i), factor, offset));
+        if constexpr (Kv::kScaled) {
+            // A key outside has a weight of zero, and perhaps no scale yet.
+            store(scores + i, select_less(zero(), weight, weight * load(v_scales + i), weight));
+        } else {
+            store(scores + i, weight);
+        }
+        total = total + weight;
+    }
+    return reduce_add(total);
+}
+
+/// By what the sums of rows whose maxima grow from `before` to `peaks` must be multiplied. All arrays hold whole vectors.
+///
+/// exp(s - peak) = 2^(s log2(e) - rounded(peak log2(e))): what rounding does to the second term is the same factor for every
+/// weight, as long as this is made from the same rounded terms.
+template <int kRows>
+inline void shrink_of(const float* before, const float* peaks, float* shrink) {
+    const F factor = set(kLog2E), lowest = set(-FLT_MAX);
+    for (int r = 0; r < kRows; r += kF) {
+        const F old_base = load(before + r) * factor, base = load(peaks + r) * factor;
+        // 1 where nothing changes, which may be -infinity.
+        const F power = vexp2(old_base - vmax(lowest, base));
+        store(shrink + r, select_less(old_base, base, power, set(1.0f)));
+    }
 }
 
 /// Keys block .. block + kScoreBlock for kRows rows from `row` on.
@@ -114,16 +131,27 @@ void attend_tile(const AttentionTask& t, const Work& work, int64_t block, int64_
         }
     }
 
-    float shrink[kRows];
+    // Step by step for all rows: the steps of one row wait for each other.
+    constexpr int kWhole = (kRows + kF - 1) / kF * kF;
+    Seen seen[kRows];
+    float before[kWhole], peaks[kWhole], shrink[kWhole];
+    for (int r = kRows; r < kWhole; r++) before[r] = peaks[r] = 0;
     int64_t query = first_query, head = row % t.group;
     for (int r = 0; r < kRows; r++) {
         const int64_t first = min_of(max_of(low_key(t, query) - block, begin), end);
         const int64_t last = max_of(first, min_of(high_key(t, query) - block, end));
         const float* bias = t.bias == nullptr ? nullptr : t.bias + head * t.bias_head_stride + query * t.keys + block;
-        shrink[r] = softmax_step<Kv>(t, work.scores + r * kScoreBlock, begin, end, first, last, bias,
-                                     Kv::kScaled ? t.k_scales + block : nullptr, Kv::kScaled ? t.v_scales + block : nullptr,
-                                     work.maxima[row + r], work.weights[row + r]);
+        seen[r] = {begin, end, first, last};
+        before[r] = work.maxima[row + r];
+        peaks[r] = finish_scores<Kv>(t, work.scores + r * kScoreBlock, seen[r], bias,
+                                     Kv::kScaled ? t.k_scales + block : nullptr, before[r]);
         if (++head == t.group) head = 0, query++;
+    }
+    shrink_of<kRows>(before, peaks, shrink);
+    for (int r = 0; r < kRows; r++) {
+        const float sum = weigh<Kv>(work.scores + r * kScoreBlock, seen[r], Kv::kScaled ? t.v_scales + block : nullptr, peaks[r]);
+        work.maxima[row + r] = peaks[r];
+        work.weights[row + r] = work.weights[row + r] * shrink[r] + sum;
     }
 
     const auto* v = static_cast<const typename Kv::T*>(t.v);

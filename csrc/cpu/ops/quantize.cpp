@@ -24,12 +24,13 @@ inline bool block_peaks(const float* x, int64_t block, int64_t blocks, float* pe
     F poison = zero();  // NaN once there is a NaN or an infinity
     *highest = 0;
     for (int64_t b = 0; b < blocks; b++, x += block) {
-        F peak = zero();
+        F peak = zero(), own_poison = zero();  // of a block, lest the sums of all blocks wait for each other
         for (int64_t i = 0; i < block; i += kF) {
             const F v = load(x + i);
             peak = vmax(peak, vabs(v));
-            poison = fma(v, zero(), poison);
+            own_poison = fma(v, zero(), own_poison);
         }
+        poison = poison + own_poison;
         peaks[b] = reduce_max(peak);
         *highest = max_of(*highest, peaks[b]);
     }
@@ -76,17 +77,21 @@ void quantize_row(const float* x, int64_t cols, int64_t block, int limit, int16_
         const bool finite = block_peaks(x, block, count, peaks, &highest);
         // In units of the highest peak of the run: the square of an activation may overflow.
         F error = zero(), square = zero();
+        const double inverse = finite && highest > 0 ? 1 / double(highest) : 0.0;  // that of a subnormal is no float
         for (int64_t b = 0; b < count; b++, x += block, values += block) {
             const BlockScale s = block_scale(peaks[b], finite || all_finite(x, block), limit);
-            const F relative = set(finite && highest > 0 ? s.scale / highest : 0.0f);
-            F sum = zero();
+            // The sums of a block are in units of its own scale.
+            F sum = zero(), own_error = zero(), own_square = zero();
             round_block(x, block, s, [&](int64_t i, F v, F r) {
                 store_i16(values + i, r);
                 sum = sum + r;
-                const F e = (v - r) * relative, q = r * relative;
-                error = fma(e, e, error);
-                square = fma(q, q, square);
+                const F e = v - r;
+                own_error = fma(e, e, own_error);
+                own_square = fma(r, r, own_square);
             });
+            const float relative = inverse == 0 ? 0.0f : float(double(s.scale) * inverse);
+            error = fma(own_error, set(relative * relative), error);
+            square = fma(own_square, set(relative * relative), square);
             scales[(first + b) * stride] = s.scale;
             if (sums != nullptr) sums[(first + b) * stride] = s.scale * reduce_add(sum);
         }
