@@ -243,6 +243,7 @@ void bind_storage(py::module_& m) {
         .def("__repr__", [](const PyWeight& w) {
             return concat("<halfbyte.Weight ", w.weight.storage->name(), " [", w.weight.rows, ", ", w.weight.cols, "]>");
         });
+    m.def("int8_block", &int8_block, py::arg("cols"));
     m.def("quantize", &quantize, py::arg("weight"), py::arg("format"), py::arg("block_size"), py::arg("double_quant"));
     m.def("weight_from_planes", &weight_from_planes, py::arg("format"), py::arg("rows"), py::arg("cols"),
           py::arg("block_size"), py::arg("planes"));

@@ -21,13 +21,14 @@ constexpr size_t kPanelScratch = size_t(2) * kPanelRows * kPieceCols;
 /// 2,147,483,648.
 constexpr int kActivationMax = 8191;
 constexpr int level_max(int64_t block) { return block == 64 ? 4095 : 8191; }
-/// The same for activations where levels are bytes or words, with larger blocks. Bytes: 128 * 128 * 12287 = 201,310,208. Words of
-/// a block are as fine as the sum of their magnitudes allows, which for given activations is all that can overflow: 174,776 *
-/// 12287 = 2,147,472,712.
-constexpr int kFineActivationMax = 12287;
+/// The same for activations where levels are words, in blocks of up to 128. Words of a block are as fine as the sum of their
+/// magnitudes allows, which for given activations is all that can overflow: 174,776 * 12287 = 2,147,472,712.
+constexpr int kWordActivationMax = 12287;
 constexpr int kWordSum = 174776;
-constexpr int64_t kLargestBlock = 128;
-/// The same where both are bytes: levels are stored with kByteBias added, 64 * 255 * 127 is far from 2^31.
+/// The same where levels are bytes: 512 * 128 * 32767 = 2,147,418,112.
+constexpr int kByteActivationMax = 32767;
+constexpr int64_t kLargestBlock = 512;
+/// The same where both are bytes: levels are stored with kByteBias added, 512 * 255 * 127 is far from 2^31.
 constexpr int kActivationMax8 = 127;
 constexpr int kLevelMax8 = 127;
 constexpr int kByteBias = 128;
@@ -68,17 +69,23 @@ struct Panels {
     int nested_shift = 0;
     float nested_offset = 0;
     int64_t rows = 0, cols = 0;
-    int64_t block = 0;         ///< 32 or 64, or 128 where levels are bytes or words; cols is a multiple
+    int64_t block = 0;         ///< 32 or 64; words: also 128; bytes: a multiple of 32 up to 512. cols is a multiple
     int64_t scale_repeat = 1;  ///< nested: blocks of the kernel in one of the file
 };
 
-/// kInt16: up to kActivationMax; kFineInt16: up to kFineActivationMax.
-enum ActivationForm : int { kInt16, kFineInt16, kInt8, kActivationForms };
+/// int16 for each form of levels, and int8 for precision "fast".
+enum ActivationForm : int { kForCodes, kForBytes, kForWords, kInt8 };
+constexpr int activation_max(ActivationForm form) {
+    return form == kInt8       ? kActivationMax8
+           : form == kForCodes ? kActivationMax
+           : form == kForBytes ? kByteActivationMax
+                               : kWordActivationMax;
+}
 
 /// Activations as integers, one scale per row and block: x = value * scale.
 /// Rows from main_count on are second terms: what rounding took from a row with outliers, to be added to the same output row.
 struct QuantizedRows {
-    ActivationForm form = kInt16;
+    ActivationForm form = kForCodes;
     const uint8_t* values = nullptr;  ///< [count][stride] bytes: int16 in order, or int8 in the order of Kernels::quad_order
     const float* scales = nullptr;    ///< [blocks][scale_stride]
     const float* sums = nullptr;      ///< the same shape: scale * sum of the block's values; read where panels have offsets

@@ -164,6 +164,13 @@ bool exact_in_f16(std::span<const float> values) {
     return std::all_of(values.begin(), values.end(), [](float v) { return f16_to_f32(f32_to_f16(v)) == v; });
 }
 
+/// Of bytes: the largest block of the kernels that divides one of the source.
+int64_t largest_block(int64_t own) {
+    int64_t block = std::min(own, kLargestBlock);
+    while (own % block != 0) block -= 32;
+    return block;
+}
+
 /// Makes the planes of one weight, panel after panel.
 class PanelMaker {
 public:
@@ -225,7 +232,7 @@ private:
                             : cols % 64 == 0    ? 64
                                                 : 32;
         if (own == 0 || own % 32 != 0 || cols % own != 0) return false;
-        const int64_t block = codebook_ == nullptr && own % 128 == 0 ? 128 : own % 64 == 0 ? 64 : 32;
+        const int64_t block = bytes_ != nullptr ? largest_block(own) : codebook_ == nullptr ? own : own % 64 == 0 ? 64 : 32;
         panels_ = (weight_.rows + kPanelRows - 1) / kPanelRows, blocks_ = cols / own;
 
         out_.rows = weight_.rows, out_.cols = cols, out_.block_size = int32_t(block);

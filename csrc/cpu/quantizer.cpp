@@ -1,5 +1,6 @@
 #include "cpu/quantizer.h"
 
+#include "core/error.h"
 #include "cpu/memory.h"
 
 namespace halfbyte::cpu {
@@ -19,7 +20,8 @@ int64_t odd_lines(int64_t count) { return ((count + 15) / 16 | 1) * 16; }
 ActivationForm activation_form(const Panels& panels, Precision precision, const Kernels& kernels) {
     const bool bytes =
         precision == Precision::fast && kernels.quad_order != nullptr && panels.level_form != LevelForm::words;
-    return bytes ? kInt8 : panels.level_form == LevelForm::codes ? kInt16 : kFineInt16;
+    if (bytes) return kInt8;
+    return panels.level_form == LevelForm::codes ? kForCodes : panels.level_form == LevelForm::bytes ? kForBytes : kForWords;
 }
 
 size_t Quantizer::bytes(int64_t rows, int64_t cols, int64_t block) {
@@ -54,7 +56,7 @@ void Quantizer::quantize(const Kernels& kernels, int64_t r, const float* row) {
         kernels.quantize_row8(row, cols_, block_, values_ + i * q_.stride, scales_ + i, sums(i), starts_ + i, stride);
         return;
     }
-    const int limit = q_.form == kFineInt16 ? kFineActivationMax : kActivationMax;
+    const int limit = activation_max(q_.form);
     double error = 0, norm = 0;
     kernels.quantize_row(row, cols_, block_, limit, words(i), scales_ + i, sums(i), stride, &error, &norm);
     if (error <= kWorstRounding * kWorstRounding * norm) return;
@@ -71,33 +73,38 @@ QuantizedRows Quantizer::rows() const {
     return q;
 }
 
-bool Quantizers::Wanted::any() const {
-    for (const auto& form : of_)
-        for (const bool wanted : form)
-            if (wanted) return true;
-    return false;
+void Quantizers::Wanted::add(const Panels& panels, ActivationForm form) {
+    size_t at = index(panels, form);
+    if (at == kinds_.size()) {
+        if (used_ == kinds_.size()) fail(ErrorCode::internal, "linear: weights in more than ", used_, " kinds of blocks");
+        at = used_++;
+        kinds_[at] = {form, panels.block, false};
+    }
+    if (panels.offsets != nullptr) kinds_[at].sums = true;
+}
+
+size_t Quantizers::Wanted::index(const Panels& panels, ActivationForm form) const {
+    for (size_t i = 0; i < used_; i++)
+        if (kinds_[i].form == form && kinds_[i].block == panels.block) return i;
+    return kinds_.size();
 }
 
 size_t Quantizers::Wanted::bytes(int64_t rows, int64_t cols) const {
     size_t bytes = 1;
-    for (const auto& form : of_)
-        for (int at = 0; at < kBlocks; at++) bytes += form[at] ? Quantizer::bytes(rows, cols, 32 << at) : 0;
+    for (size_t i = 0; i < used_; i++) bytes += Quantizer::bytes(rows, cols, kinds_[i].block);
     return bytes;
 }
 
-Quantizers::Quantizers(const Wanted& wanted, int64_t first, int64_t count, int64_t cols, char* memory) {
-    for (int form = 0; form < kActivationForms; form++)
-        for (int at = 0; at < Wanted::kBlocks; at++) {
-            if (!wanted.of_[form][at]) continue;
-            of_[form][at].emplace(first, count, cols, 32 << at, ActivationForm(form), wanted.sums_[form][at], memory);
-            memory += Quantizer::bytes(count, cols, 32 << at);
-        }
+Quantizers::Quantizers(const Wanted& wanted, int64_t first, int64_t count, int64_t cols, char* memory) : wanted_(wanted) {
+    for (size_t i = 0; i < wanted.used_; i++) {
+        const Wanted::Kind& kind = wanted.kinds_[i];
+        of_[i].emplace(first, count, cols, kind.block, kind.form, kind.sums, memory);
+        memory += Quantizer::bytes(count, cols, kind.block);
+    }
 }
 
 void Quantizers::quantize(const Kernels& kernels, int64_t r, const float* row) {
-    for (auto& form : of_)
-        for (std::optional<Quantizer>& each : form)
-            if (each) each->quantize(kernels, r, row);
+    for (size_t i = 0; i < wanted_.used_; i++) of_[i]->quantize(kernels, r, row);
 }
 
 }  // namespace halfbyte::cpu

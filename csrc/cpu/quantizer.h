@@ -1,6 +1,7 @@
 // Activations on their way into products of integers: one row at a time, by any thread.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <optional>
 
@@ -42,30 +43,32 @@ class Quantizers {
 public:
     class Wanted {
     public:
-        void add(const Panels& panels, ActivationForm form) {
-            of_[form][index(panels.block)] = true;
-            if (panels.offsets != nullptr) sums_[form][index(panels.block)] = true;
-        }
-        bool any() const;
+        void add(const Panels& panels, ActivationForm form);
+        bool any() const { return used_ > 0; }
         size_t bytes(int64_t rows, int64_t cols) const;
 
     private:
         friend class Quantizers;
-        static constexpr int kBlocks = 3;  // 32, 64 and 128 columns that share a scale
-        static int index(int64_t block) { return block == 32 ? 0 : block == 64 ? 1 : 2; }
-        bool of_[kActivationForms][kBlocks] = {};
-        bool sums_[kActivationForms][kBlocks] = {};  // of activations, which offsets are multiplied with
+        struct Kind {
+            ActivationForm form;
+            int64_t block;
+            bool sums;  // of activations, which offsets are multiplied with
+        };
+        size_t index(const Panels& panels, ActivationForm form) const;  // size of kinds_ where there is none
+        std::array<Kind, 8> kinds_;
+        size_t used_ = 0;
     };
-    /// As Quantizer(); memory: wanted.bytes(count, cols).
+    /// As Quantizer(); memory: wanted.bytes(count, cols). `wanted` outlives this.
     Quantizers(const Wanted& wanted, int64_t first, int64_t count, int64_t cols, char* memory);
     void quantize(const Kernels& kernels, int64_t r, const float* row);
     /// What panels that were added to `wanted` are multiplied with.
     QuantizedRows rows(const Panels& panels, ActivationForm form) const {
-        return of_[form][Wanted::index(panels.block)]->rows();
+        return of_[wanted_.index(panels, form)]->rows();
     }
 
 private:
-    std::optional<Quantizer> of_[kActivationForms][Wanted::kBlocks];
+    const Wanted& wanted_;
+    std::array<std::optional<Quantizer>, 8> of_;
 };
 
 }  // namespace halfbyte::cpu

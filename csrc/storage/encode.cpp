@@ -297,7 +297,7 @@ Weight encode_int8(const Source& source, ThreadPool& pool) {
         fail(ErrorCode::invalid_argument, "quantize to int8: ", cols, " columns, expected a multiple of 32");
     }
     constexpr int kMost = 127;
-    const int64_t size = cols % 128 == 0 ? 128 : cols % 64 == 0 ? 64 : 32;
+    const int64_t size = int8_block(cols);
     Weight weight;
     weight.rows = source.rows, weight.cols = cols, weight.storage = &int8_storage(), weight.block_size = int32_t(size);
     const int64_t blocks = weight.size() / size;

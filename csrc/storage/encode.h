@@ -16,8 +16,8 @@ struct EncodeOptions {
     bool double_quant = true;         ///< nf4 and fp4: scales as bytes in blocks of 256
 };
 
-/// values: float32 [rows, cols]. NF4 and FP4 follow bitsandbytes (quantize_4bit), q8_0 follows gguf; int8 has blocks of 128
-/// columns, or 64 or 32 where those divide cols, levels of up to 127 rounded to nearest, ties to even.
+/// values: float32 [rows, cols]. NF4 and FP4 follow bitsandbytes (quantize_4bit), q8_0 follows gguf; int8 has blocks of
+/// int8_block(cols) columns, levels of up to 127 rounded to nearest, ties to even.
 /// Errors: invalid_argument for an unknown format or a wrong block size; for int8 and q8_0, cols not a multiple of 32;
 /// a NaN or infinity in `values` for the quantised formats.
 Weight encode(const float* values, int64_t rows, int64_t cols, const EncodeOptions& options, ThreadPool& pool);

@@ -87,8 +87,11 @@ const Codebook4& gptq_v2_storage();              ///< GPTQ folders of checkpoint
 const Codebook4& awq_storage();                  ///< AWQ folders, version "gemm".
 const Storage& fp8_storage();                    ///< 8-bit floats with scales.
 const Int8Blocks& int8_rows_storage();           ///< bitsandbytes LLM.int8(): one scale a row.
-const Int8Blocks& int8_storage();                ///< What quantize="int8" makes: blocks of 32, 64 or 128.
+const Int8Blocks& int8_storage();                ///< What quantize="int8" makes: see int8_block().
 const Int8Blocks& q8_0_storage();                ///< GGUF Q8_0.
+/// Elements that share a scale in what quantize="int8" makes of rows of so many: a row of up to 512 has one scale; of longer ones,
+/// the largest of 512, 256, ... 32 elements that divides them. 0: cols is no multiple of 32.
+int64_t int8_block(int64_t cols);
 
 // The other formats of GGUF. Where a format's scales stand for 16 elements it says so: kernels take blocks of 32 or more.
 const Storage& f64_storage();  ///< float64, rounded to float32.

@@ -73,6 +73,7 @@ class Weight:
         """Copies. nf4, fp4: codes u8, absmax (f32, or u8 if double-quantised), quant_map f32 [16], and if double-quantised
         nested_absmax f32, nested_quant_map f32 [256], nested_offset float. int8_rows: levels i8, SCB f32. Others: data u8."""
 
+def int8_block(cols: int) -> int: ...
 def quantize(weight: NDArray[np.float32], format: str, block_size: int, double_quant: bool) -> Weight: ...
 def weight_from_planes(format: str, rows: int, cols: int, block_size: int, planes: dict[str, Any]) -> Weight:
     """The inverse of Weight.planes(); validated."""

@@ -193,7 +193,7 @@ def _choice(checkpoint: _core.Checkpoint, tensor: Planned, settings: Settings, i
     if own.bits <= levels[0].bits:
         return Choice(tensor, [own])
     if int8 and tensor.cols % 32 == 0:
-        levels.append(Level("int8", 8 + 32 / next(b for b in (128, 64, 32) if tensor.cols % b == 0), 0.0))
+        levels.append(Level("int8", 8 + 32 / _core.int8_block(tensor.cols), 0.0))
     return Choice(tensor, [*levels, own])
 
 

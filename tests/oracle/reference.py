@@ -116,7 +116,7 @@ def _rounded(weight: torch.Tensor, format: str) -> torch.Tensor:
     if format in ("nf4", "fp4"):
         codes, state = bnb.quantize_4bit(weight.contiguous(), blocksize=64, compress_statistics=True, quant_type=format)
         return dequantize_4bit(codes, state)
-    if format == "int8":  # halfbyte's own: a scale for 128 inputs, or for 64 or 32 where those divide them
+    if format == "int8":  # halfbyte's own: a scale for a row, or for the largest of 512, 256, ... that divides it
         block = next(size for size in (128, 64, 32) if weight.shape[1] % size == 0)
         blocks = weight.float().reshape(weight.shape[0], -1, block)
         scales = blocks.abs().amax(-1, keepdim=True) / 127

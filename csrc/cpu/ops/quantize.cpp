@@ -44,7 +44,8 @@ inline bool all_finite(const float* x, int64_t n) {
     return true;
 }
 
-constexpr int64_t kRun = 64;  // blocks whose peaks are found before their integers
+constexpr int64_t kRunCols = 4096;  // whose peaks are found before their integers
+constexpr int64_t kMostBlocks = kRunCols / 32;
 
 /// One block of x in units of its scale: make(column, exact, rounded to integers).
 template <class Make>
@@ -70,9 +71,10 @@ inline void round_block(const float* x, int64_t block, BlockScale s, Make make) 
 void quantize_row(const float* x, int64_t cols, int64_t block, int limit, int16_t* values, float* scales, float* sums,
                   int64_t stride, double* error2, double* norm2) {
     double errors = 0, squares = 0;
-    float peaks[kRun];
-    for (int64_t first = 0; first < cols / block; first += kRun) {
-        const int64_t count = min_of(kRun, cols / block - first);
+    const int64_t run = kRunCols / block;
+    float peaks[kMostBlocks];
+    for (int64_t first = 0; first < cols / block; first += run) {
+        const int64_t count = min_of(run, cols / block - first);
         float highest;
         const bool finite = block_peaks(x, block, count, peaks, &highest);
         // In units of the highest peak of the run: the square of an activation may overflow.
@@ -105,13 +107,14 @@ void quantize_row(const float* x, int64_t cols, int64_t block, int limit, int16_
 void quantize_row8(const float* x, int64_t cols, int64_t block, uint8_t* values, float* scales, float* sums, int32_t* starts,
                    int64_t stride) {
 #if HALFBYTE_QUADS
-    float peaks[kRun];
-    for (int64_t first = 0; first < cols / block; first += kRun) {
-        const int64_t count = min_of(kRun, cols / block - first);
+    const int64_t run = kRunCols / block;
+    float peaks[kMostBlocks];
+    for (int64_t first = 0; first < cols / block; first += run) {
+        const int64_t count = min_of(run, cols / block - first);
         float highest;
         const bool finite = block_peaks(x, block, count, peaks, &highest);
         // Read again in wider pieces than they are written: a whole run later, so that no load waits for its stores.
-        alignas(64) int16_t words[kRun * kLargestBlock];
+        alignas(64) int16_t words[kRunCols];
         for (int64_t b = 0; b < count; b++, x += block) {
             const BlockScale s = block_scale(peaks[b], finite || all_finite(x, block), kActivationMax8);
             F sum = zero();
