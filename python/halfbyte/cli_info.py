@@ -18,7 +18,7 @@ from .terminal import count_text, size_text
 _DEFAULT_CONTEXT = 4096
 # Bits a weight of linear layers as they are multiplied (docs/formats.md, "repacked as"), where the file has others.
 _REPACKED_BITS = {
-    **dict.fromkeys(("f64", "f32", "f16", "bf16"), 16.5),
+    **dict.fromkeys(("f64", "f32", "f16", "bf16"), 16.25),
     **dict.fromkeys(("q2_k", "q6_k", "iq1_m", "iq2_xs", "iq2_s", "nvfp4"), 17.0),
     **dict.fromkeys(("iq1_s", "iq2_xxs", "iq3_xxs", "iq3_s", "iq4_xs"), 5.0),
     **dict.fromkeys(("tq1_0", "tq2_0"), 4.07),

@@ -179,7 +179,7 @@ def _blocks(checkpoint: _core.Checkpoint, tensor: Planned, settings: Settings) -
     if found.format.removesuffix("_panels") == tensor.storage.removesuffix("_panels"):
         return found.block_size, found.nested_block_size
     if tensor.storage == "int8":
-        return next(b for b in (128, 64, 32) if tensor.cols % b == 0), 0
+        return _core.int8_block(tensor.cols), 0
     return settings.block, 256 if settings.double_quant else 0
 
 

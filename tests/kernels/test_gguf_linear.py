@@ -36,28 +36,34 @@ def test_error_against_float64(make_ops, rng, kind):
             assert relative(found, x @ values.T + bias) <= bound, (precision, rows)
 
 
+def word_step(values):
+    """Of blocks of 32 as integers of 16 bits: their magnitudes, rounded up, add up to at most 174,776."""
+    blocks = np.abs(values).reshape(len(values), -1, 32)
+    return np.repeat(np.maximum(blocks.sum(axis=-1) / (174776 - 17), blocks.max(axis=-1) / 32767), 32, axis=1)
+
+
 @KINDS
 def test_levels_are_exact(make_ops, rng, kind):
     """Against unit vectors the product is the weight itself: repacking has rounded nothing but in Q2_K.
 
     An activation of 1 is 8191 times a scale that is rounded to float32, and so are the scale of the product, the unit
     of the levels and the sum with an offset: 5 roundings of 2^-24, of products and offsets up to twice as large as the
-    block's largest value. Q2_K has two units in 16 elements; its values are rounded as float weights are, to 1 / 8191
-    of the largest of 32, at most half a step away.
+    block's largest value. Q2_K has two units in 16 elements; its values are rounded as float weights are, to steps of
+    which the magnitudes of 32 make 174,776 less a half for each and one, at most half a step away.
     """
     weight = make_weight(kind, random_matrix(kind, 19, 512, 1.0, rng))
     values = weight.dequantize()
     found = make_ops("high").linear(np.eye(512, dtype=np.float32), weight, None).T
     peaks = np.repeat(np.abs(values).reshape(19, -1, 32).max(axis=-1), 32, axis=1)
-    step = 0.5 / 8191 if kind == Type.Q2_K else 0
-    assert (np.abs(found - values) <= (10 * 2.0**-24 + step) * peaks).all()
+    step = word_step(values) if kind == Type.Q2_K else 0
+    assert (np.abs(found - values) <= 10 * 2.0**-24 * peaks + step / 2).all()
     if kind == Type.Q2_K:
         assert (found != values).any()
 
 
 @pytest.mark.parametrize("kind", [Type.Q2_K, Type.Q6_K, Type.NVFP4, Type.IQ1_M], ids=lambda kind: kind.name)
 def test_blocks_of_16_with_any_scales(make_ops, rng, kind):
-    """Scales that share no unit, zeros, subnormals: exact, or rounded to 1 / 8191 of the largest of 32 values."""
+    """Scales that share no unit, zeros, subnormals: exact, or rounded as float weights are."""
     packed = random_blocks(kind, 21 * 3, rng)
     packed[:9] = 0
     weight = make_weight(kind, packed.reshape(21, -1))
@@ -65,7 +71,7 @@ def test_blocks_of_16_with_any_scales(make_ops, rng, kind):
     cols = values.shape[1]
     found = make_ops("high").linear(np.eye(cols, dtype=np.float32), weight, None).T
     peaks = np.repeat(np.abs(values).reshape(21, -1, 32).max(axis=-1), 32, axis=1)
-    assert (np.abs(found - values) <= (10 * 2.0**-24 + 0.5 / 8191) * peaks).all()
+    assert (np.abs(found - values) <= 10 * 2.0**-24 * peaks + word_step(values) / 2).all()
 
 
 def documented():

@@ -114,11 +114,11 @@ def test_panels_keep_the_planes_of_bitsandbytes(make_ops, quant_type, double_qua
 def test_activations_that_are_hard_to_round(make_ops, rng, fmt):
     """Outliers and ranges: no worse than 3e-4 over all outputs, and in no row worse than 4e-4 or rounding to bf16.
 
-    A row gets a second term beyond 2.5e-4 (root of the mean square over its activations); 48 outputs are a sample of
-    that, 40 % is four times its standard deviation.
+    A row gets a second term beyond 2.5e-4 (root of the mean square over its activations), and words are 1.7e-4 away:
+    3e-4 in all, of which 480 outputs are a sample, even where all of them hang on the same 8 columns.
     """
     ops = make_ops()
-    weight = make_weight(rng, fmt, 48, 512)
+    weight = make_weight(rng, fmt, 480, 512)
     normal = rng.standard_normal((9, 512))
     cases = {
         "one outlier": np.where(np.arange(512) == 77, 1000 * 2**0.5, normal),

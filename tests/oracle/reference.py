@@ -117,7 +117,8 @@ def _rounded(weight: torch.Tensor, format: str) -> torch.Tensor:
         codes, state = bnb.quantize_4bit(weight.contiguous(), blocksize=64, compress_statistics=True, quant_type=format)
         return dequantize_4bit(codes, state)
     if format == "int8":  # halfbyte's own: a scale for a row, or for the largest of 512, 256, ... that divides it
-        block = next(size for size in (128, 64, 32) if weight.shape[1] % size == 0)
+        cols = weight.shape[1]
+        block = cols if cols <= 512 else next(size for size in (512, 256, 128, 64, 32) if cols % size == 0)
         blocks = weight.float().reshape(weight.shape[0], -1, block)
         scales = blocks.abs().amax(-1, keepdim=True) / 127
         levels = torch.where(scales == 0, 0.0, blocks.double() / scales.double()).round()

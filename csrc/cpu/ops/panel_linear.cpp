@@ -328,27 +328,36 @@ void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRo
     }
 }
 
-/// Rows [begin, begin + count), all of them first terms or all second.
+/// Rows [begin, begin + count) of x.
+inline QuantizedRows part_of(const QuantizedRows& x, int64_t begin, int64_t count) {
+    QuantizedRows part = x;
+    part.values += begin * x.stride;
+    part.scales += begin, part.sums += begin, part.starts += begin, part.rows += begin;
+    part.count = count, part.main_count = min_of(count, max_of(x.main_count - begin, 0));
+    return part;
+}
+
+/// Rows that are all of them first terms or all second.
 template <class Reader>
 void many_rows(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& out, int64_t first,
-               int64_t last, int64_t begin, int64_t count, uint8_t* unpacked) {
-    if (count == 0) return;
+               int64_t last, uint8_t* unpacked) {
+    if (x.count == 0) return;
     // Chunks and pieces of as equal a size as can be: a few rows left over would be as dear as a whole chunk. Chunks are whole
     // tiles but for the last.
     const int64_t blocks = w.cols / w.block, bytes = Reader::kVectors == 4 ? 2 : 1;  // of a column
     const int64_t most = kPieceCols / bytes / w.block, pieces = (blocks + most - 1) / most;
     const int64_t most_rows = max_of(kLeastChunk, kChunkBytes * pieces / (w.cols * bytes));
-    const int64_t chunks = (count + most_rows - 1) / most_rows;
-    const int64_t chunk_rows = ((count + chunks - 1) / chunks + kTileRows - 1) / kTileRows * kTileRows;
-    for (int64_t chunk = 0; chunk < count; chunk += chunk_rows)
+    const int64_t chunks = (x.count + most_rows - 1) / most_rows;
+    const int64_t chunk_rows = ((x.count + chunks - 1) / chunks + kTileRows - 1) / kTileRows * kTileRows;
+    for (int64_t chunk = 0; chunk < x.count; chunk += chunk_rows)
         for (int64_t piece = 0; piece < pieces; piece++) {
             const int64_t b0 = blocks * piece / pieces, b1 = blocks * (piece + 1) / pieces;
-            const int64_t rows = min_of(chunk_rows, count - chunk);
+            const int64_t rows = min_of(chunk_rows, x.count - chunk);
             int64_t panel = first;
             for (; panel + kTilePanels <= last; panel += kTilePanels)
-                panels_times_chunk<kTilePanels>(w, reader, x, out, panel, b0, b1, begin + chunk, rows, unpacked);
+                panels_times_chunk<kTilePanels>(w, reader, x, out, panel, b0, b1, chunk, rows, unpacked);
             for (; panel < last; panel++)
-                panels_times_chunk<1>(w, reader, x, out, panel, b0, b1, begin + chunk, rows, unpacked);
+                panels_times_chunk<1>(w, reader, x, out, panel, b0, b1, chunk, rows, unpacked);
         }
 }
 
@@ -367,9 +376,14 @@ template <class Reader>
 void any_rows(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& out, int64_t first,
               int64_t last, uint8_t* unpacked) {
     if (x.count <= kDirectRows) return few_rows<kDirectRows>(w, reader, x, out, first, last);
-    // A row's sums are added in the same order whichever rows are multiplied beside it.
-    many_rows(w, reader, x, out, first, last, 0, x.main_count, unpacked);
-    many_rows(w, reader, x, out, first, last, x.main_count, x.count - x.main_count, unpacked);
+    // What becomes of a row does not depend on how many others have second terms.
+    const QuantizedRows parts[] = {part_of(x, 0, x.main_count), part_of(x, x.main_count, x.count - x.main_count)};
+    for (const QuantizedRows& part : parts) {
+        if (x.main_count > kDirectRows)
+            many_rows(w, reader, part, out, first, last, unpacked);
+        else if (part.count > 0)
+            few_rows<kDirectRows>(w, reader, part, out, first, last);
+    }
 }
 
 }  // namespace
