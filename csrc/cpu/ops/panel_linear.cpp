@@ -11,6 +11,8 @@ namespace {
 
 constexpr int64_t kChunkBytes = 512 * 1024;  // of the columns of a piece, in rows that are multiplied with it together
 constexpr int64_t kLeastChunk = 96;          // rows; for fewer, unpacking a piece is dear
+constexpr int64_t kMemoryRows = 48;          // up to so many rows, the memory is as busy as the multiplier
+constexpr int64_t kShortCols = 256;          // of a piece then: a little work for a little memory
 constexpr int64_t kDirectCols = 512;  // whose scales are made ready at a time where rows are few: they stay in the L1 cache
 constexpr int64_t kPrefetchBytes = 8192;
 
@@ -274,12 +276,14 @@ inline Tile<kPanels> choose_tile(int64_t rows, Sizes<kSizes...>) {
     return kTiles[rows - 1];
 }
 
-/// Rows [chunk, chunk + rows) times the blocks [b0, b1) of kPanels panels from `panel` on. unpacked: kPanelScratch bytes.
+/// Rows [chunk, chunk + rows) times the blocks [b0, b1) of kPanels panels from `panel` on. unpacked: kPanelScratch bytes. ahead:
+/// bytes from the levels of this piece to those of the next one.
 template <int kPanels, class Reader>
 void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& output,
-                        int64_t panel, int64_t b0, int64_t b1, int64_t chunk, int64_t rows, uint8_t* unpacked) {
+                        int64_t panel, int64_t b0, int64_t b1, int64_t chunk, int64_t rows, int64_t ahead,
+                        uint8_t* unpacked) {
     const int64_t groups = w.block / kGroupCols, bytes = (b1 - b0) * groups * Reader::kGroupBytes;
-    const int64_t panel_bytes = w.cols / kGroupCols * Reader::kGroupBytes, ahead = kPanels * panel_bytes;
+    const int64_t panel_bytes = w.cols / kGroupCols * Reader::kGroupBytes;
     const int64_t tiles = (rows + kTileRows - 1) / kTileRows;  // of as equal a size as can be
     const float unit = x.form == kInt8 ? w.unit8 : w.unit;
     PanelScales scales[kPanels];
@@ -337,28 +341,43 @@ inline QuantizedRows part_of(const QuantizedRows& x, int64_t begin, int64_t coun
     return part;
 }
 
-/// Rows that are all of them first terms or all second.
+/// Rows that are all of them first terms or all second; all_rows: of first terms.
 template <class Reader>
 void many_rows(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& out, int64_t first,
-               int64_t last, uint8_t* unpacked) {
+               int64_t last, int64_t all_rows, uint8_t* unpacked) {
     if (x.count == 0) return;
     // Chunks and pieces of as equal a size as can be: a few rows left over would be as dear as a whole chunk. Chunks are whole
     // tiles but for the last.
     const int64_t blocks = w.cols / w.block, bytes = Reader::kVectors == 4 ? 2 : 1;  // of a column
-    const int64_t most = kPieceCols / bytes / w.block, pieces = (blocks + most - 1) / most;
+    const int64_t most_cols = all_rows <= kMemoryRows ? kShortCols : kPieceCols / bytes;
+    const int64_t most = max_of(1, most_cols / w.block), pieces = (blocks + most - 1) / most;
     const int64_t most_rows = max_of(kLeastChunk, kChunkBytes * pieces / (w.cols * bytes));
     const int64_t chunks = (x.count + most_rows - 1) / most_rows;
     const int64_t chunk_rows = ((x.count + chunks - 1) / chunks + kTileRows - 1) / kTileRows * kTileRows;
+    const int64_t block_bytes = w.block / kGroupCols * Reader::kGroupBytes, panel_bytes = blocks * block_bytes;
+    const auto begin_of = [&](int64_t piece) { return blocks * piece / pieces; };
+    const auto run = [&](int64_t panel, int64_t piece, int64_t chunk, int64_t ahead) {
+        const int64_t rows = min_of(chunk_rows, x.count - chunk), b0 = begin_of(piece), b1 = begin_of(piece + 1);
+        if (panel + kTilePanels <= last)
+            panels_times_chunk<kTilePanels>(w, reader, x, out, panel, b0, b1, chunk, rows, ahead, unpacked);
+        else
+            for (int64_t p = panel; p < last; p++)
+                panels_times_chunk<1>(w, reader, x, out, p, b0, b1, chunk, rows, ahead, unpacked);
+    };
+    if (all_rows <= kMemoryRows) {  // one chunk; levels in the order of memory, a little at a time
+        for (int64_t panel = first; panel < last; panel += kTilePanels)
+            for (int64_t piece = 0; piece < pieces; piece++) {
+                const bool ends = piece + 1 == pieces;
+                run(panel, piece, 0,
+                    ends ? kTilePanels * panel_bytes - begin_of(piece) * block_bytes
+                         : (begin_of(piece + 1) - begin_of(piece)) * block_bytes);
+            }
+        return;
+    }
     for (int64_t chunk = 0; chunk < x.count; chunk += chunk_rows)
-        for (int64_t piece = 0; piece < pieces; piece++) {
-            const int64_t b0 = blocks * piece / pieces, b1 = blocks * (piece + 1) / pieces;
-            const int64_t rows = min_of(chunk_rows, x.count - chunk);
-            int64_t panel = first;
-            for (; panel + kTilePanels <= last; panel += kTilePanels)
-                panels_times_chunk<kTilePanels>(w, reader, x, out, panel, b0, b1, chunk, rows, unpacked);
-            for (; panel < last; panel++)
-                panels_times_chunk<1>(w, reader, x, out, panel, b0, b1, chunk, rows, unpacked);
-        }
+        for (int64_t piece = 0; piece < pieces; piece++)
+            for (int64_t panel = first; panel < last; panel += kTilePanels)
+                run(panel, piece, chunk, kTilePanels * panel_bytes);
 }
 
 template <int kRows, class Reader>
@@ -380,7 +399,7 @@ void any_rows(const Panels& w, const Reader& reader, const QuantizedRows& x, con
     const QuantizedRows parts[] = {part_of(x, 0, x.main_count), part_of(x, x.main_count, x.count - x.main_count)};
     for (const QuantizedRows& part : parts) {
         if (x.main_count > kDirectRows)
-            many_rows(w, reader, part, out, first, last, unpacked);
+            many_rows(w, reader, part, out, first, last, x.main_count, unpacked);
         else if (part.count > 0)
             few_rows<kDirectRows>(w, reader, part, out, first, last);
     }
