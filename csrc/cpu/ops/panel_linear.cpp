@@ -285,20 +285,23 @@ void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRo
     const int64_t groups = w.block / kGroupCols, bytes = (b1 - b0) * groups * Reader::kGroupBytes;
     const int64_t panel_bytes = w.cols / kGroupCols * Reader::kGroupBytes;
     const int64_t tiles = (rows + kTileRows - 1) / kTileRows;  // of as equal a size as can be
+    const bool few = !Reader::kInPlace && rows <= kMemoryRows;
     const float unit = x.form == kInt8 ? w.unit8 : w.unit;
     PanelScales scales[kPanels];
     Piece<kPanels> piece;
+    const uint8_t* next[kPanels];
     piece.blocks = b1 - b0, piece.groups = groups, piece.unit = set(unit), piece.inverse_unit = set(1.0f / unit);
     for (int p = 0; p < kPanels; p++) {
         scales[p].begin(w, panel + p, kPanels);
         scales[p].decode(b0, b1);
         piece.scales[p] = scales[p].scales(), piece.offsets[p] = scales[p].offsets();
         const uint8_t* levels = w.levels + (panel + p) * panel_bytes + b0 * groups * Reader::kGroupBytes;
-        piece.levels[p] = levels;
+        piece.levels[p] = levels, next[p] = levels + ahead;
         if constexpr (!Reader::kInPlace) {
             piece.levels[p] = unpacked;
             for (int64_t g = 0; g < (b1 - b0) * groups; g++, levels += Reader::kGroupBytes) {
-                for (int64_t line = 0; line < Reader::kGroupBytes; line += 64) prefetch(levels + ahead + line);
+                if (few)
+                    for (int64_t line = 0; line < Reader::kGroupBytes; line += 64) prefetch(levels + ahead + line);
                 typename Reader::Vector vectors[Reader::kVectors];
                 reader.unpack(levels, vectors);
                 for (int j = 0; j < Reader::kVectors; j++, unpacked += 64) Reader::store(unpacked, vectors[j]);
@@ -309,13 +312,13 @@ void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRo
     LinearOutput out = output;
     out.y += n, out.bias = output.bias == nullptr || b0 > 0 ? nullptr : output.bias + n;
     const int64_t least = rows / tiles, larger = rows % tiles;  // the first ones have a row more
-    const int64_t lines = Reader::kInPlace ? (bytes / 64 + tiles - 1) / tiles : 0;
+    const int64_t lines = few ? 0 : (bytes / 64 + tiles - 1) / tiles;
     int64_t row = chunk;
     for (int64_t t = 0; t < tiles; t++) {
         const int64_t count = least + (t < larger), at = b0 * x.scale_stride + row;
-        // What the next panels need comes nearer while these are multiplied.
+        // What the next panels need comes nearer while these are multiplied: so much at once would be waited for.
         for (int p = 0; p < kPanels; p++)
-            for (int64_t i = lines * t; i < lines * (t + 1); i++) prefetch_far(piece.levels[p] + ahead + i * 64);
+            for (int64_t i = lines * t; i < lines * (t + 1); i++) prefetch_far(next[p] + i * 64);
         // The output arrives while the products are made: waiting for it afterwards cost a tenth of the time.
         for (int64_t r = row; r < row + count; r++)
             for (int p = 0; p < kPanels; p++) prefetch_write(out.y + x.rows[r] * out.stride + p * kPanelRows);
