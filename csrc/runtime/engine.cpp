@@ -14,8 +14,9 @@ namespace halfbyte {
 
 namespace {
 
-// Sequences are run together up to this many tokens: enough to keep every core busy, few enough for a small workspace.
-constexpr int64_t kChunkTokens = 1024;
+// Sequences are run together up to so many tokens for each thread, and in all: enough that each has rows of its own, few enough
+// that what one layer writes is in the cache when the next one reads it.
+constexpr int64_t kThreadTokens = 512, kLeastTokens = 1024, kMostTokens = 4096;
 // Logits leave the device in pieces of at most this many numbers (64 MiB).
 constexpr int64_t kLogitsChunk = int64_t(1) << 24;
 // Scratch memory kept for the next calls, in all; what goes beyond is freed after use.
@@ -161,6 +162,7 @@ void Engine::run(const TokenBatch& batch, FunctionRef<void(const Chunk&)> consum
     check(batch);
     const bool has_types = info().token_types > 0 && !batch.token_types.empty();
     const WorkspaceLease workspace(*this);
+    const int64_t most_rows = std::clamp(kThreadTokens * device_->host_pool().threads(), kLeastTokens, kMostTokens);
     // Of a chunk, rows that adapters put in front of a sequence included:
     std::vector<int32_t> tokens, positions, types, row_of;
     std::vector<const AdapterMix*> mix_of;
@@ -174,7 +176,7 @@ void Engine::run(const TokenBatch& batch, FunctionRef<void(const Chunk&)> consum
         for (std::vector<int32_t>* each : {&tokens, &positions, &types, &row_of}) each->clear();
         mix_of.clear(), sequences.clear();
         std::vector<const AdapterMix*> mixes;  // of `sequences`
-        for (; s < batch.lengths.size() && (rows == 0 || rows + batch.lengths[s] <= kChunkTokens); s++) {
+        for (; s < batch.lengths.size() && (rows == 0 || rows + batch.lengths[s] <= most_rows); s++) {
             const int64_t length = batch.lengths[s];
             if (length == 0) continue;
             const AdapterMix* mix = batch.adapter(s);

@@ -9,7 +9,7 @@
 namespace halfbyte::cpu::HALFBYTE_ISA {
 namespace {
 
-constexpr int64_t kChunkBytes = 512 * 1024;  // of the columns of a piece, in rows that are multiplied with it together
+constexpr int64_t kChunkBytes = 768 * 1024;  // of the columns of a piece, in rows that are multiplied with it together
 constexpr int64_t kLeastChunk = 96;          // rows; for fewer, unpacking a piece is dear
 constexpr int64_t kMemoryRows = 48;          // up to so many rows, the memory is as busy as the multiplier
 constexpr int64_t kShortCols = 256;          // of a piece then: a little work for a little memory
