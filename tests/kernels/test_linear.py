@@ -231,6 +231,48 @@ def test_a_row_has_the_same_result_in_any_batch(make_ops, rng):
         )
 
 
+@pytest.mark.parametrize("precision", ["high", "fast"])
+@pytest.mark.parametrize("fmt", ["nf4", "fp4-32", "int8", "int8_rows", "q8_0", "f32"])
+def test_sums_at_their_largest(make_ops, fmt, precision):
+    """Every level and every activation of a block at its limit, with one sign: int32 must not overflow, in few rows or many.
+
+    A level is at most half a step away: the sum of 128 words allows steps of 1 / 1364, a table in bytes has at least 120.
+    The activations are exact; 20 float32 roundings are more than there are. A sum that overflows is off by its own size.
+    """
+    for k in (32, 64, 384, 512):
+        values = np.ones((32, k), np.float32)
+        values[1] = -1
+        values[2, ::2] = -1
+        if fmt == "int8_rows":
+            weight = _core.weight_from_planes(
+                fmt, 32, k, k, {"levels": (127 * values).astype(np.int8).reshape(-1), "SCB": np.ones(32, np.float32)}
+            )
+        else:
+            name, _, block = fmt.partition("-")
+            weight = _core.quantize(values, name, int(block or (32 if k == 32 else 64)), name == "nf4")
+        for m in (1, 40):
+            x = np.repeat(np.float32([[3.0], [-3.0]]), [m, m], axis=0) * np.ones((1, k), np.float32)
+            exact = exact_product(x, weight)
+            found = make_ops(precision, 1).linear(x, weight, None)
+            step = 1 / 1364 if precision == "high" else 1 / 120
+            assert np.abs(found - exact).max() <= (20 * 2.0**-24 + step / 2) * 3 * k, (k, m)
+
+
+@pytest.mark.parametrize("precision", ["high", "fast"])
+@pytest.mark.parametrize("fmt", ["nf4", "int8", "q4_1", "f32"])
+def test_many_rows_have_the_same_result_with_any_number_of_threads(make_ops, rng, fmt, precision):
+    """Rows and outputs are shared out differently; 4,352 columns are several pieces, and some rows have second terms."""
+    weight = make_weight(rng, fmt, 40, 4352)
+    x = rng.standard_normal((330, 4352)).astype(np.float32)
+    x[::7, 100::500] *= 1000
+    bias = rng.standard_normal(40).astype(np.float32)
+    exact = exact_product(x, weight, bias)
+    alone = make_ops(precision, 1).linear(x, weight, bias)
+    assert relative(alone, exact) <= {"high": 3e-4, "fast": 2e-2}[precision]
+    for threads in (2, 3, 4):  # 165, 110 and 82 rows a thread: rows of its own, but for the last
+        np.testing.assert_array_equal(make_ops(precision, threads).linear(x, weight, bias), alone)
+
+
 def test_empty(ops, rng):
     weight = make_weight(rng, "nf4", 16, 64)
     assert ops.linear(np.zeros((0, 64), np.float32), weight, None).shape == (0, 16)
