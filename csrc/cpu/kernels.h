@@ -15,7 +15,14 @@ constexpr int kGroupCols = 8;
 /// Columns that are unpacked, and whose scales are made ready, at a time, at most: half as many where levels are int16.
 constexpr int kPieceCols = 4096;
 /// Bytes in which up to two panels are unpacked.
-constexpr size_t kPanelScratch = size_t(2) * kPanelRows * kPieceCols;
+constexpr int64_t kUnpackedBytes = 2 * kPanelRows * kPieceCols;
+/// What panel_linear() needs beside its operands for so many rows (with second terms) and panels: that, and the sums of columns
+/// that come in several pieces.
+constexpr size_t panel_scratch(int64_t cols, int64_t rows, int64_t panels) {
+    constexpr int64_t kMostTile = 12;
+    const int64_t sums = cols <= kPieceCols / 2 ? 0 : (rows + kMostTile) * panels * kPanelRows;
+    return size_t(kUnpackedBytes) + size_t(sums) * sizeof(float);
+}
 /// Largest integer that stands for an activation where levels are codes, and for a level in blocks of 32 or 64. The products of
 /// a block cannot overflow int32: 32 * 8191 * 8191 = 2,146,959,392 and 64 * 4095 * 8191 = 2,146,697,280, both < 2^31 =
 /// 2,147,483,648.
@@ -171,7 +178,7 @@ struct Kernels {
     /// out = x - what the integers of quantize_row() stand for.
     void (*quantize_residual)(const float* x, int64_t cols, int64_t block, const int16_t* values, const float* scales,
                               int64_t stride, float* out);
-    /// Rows 16 * first .. 16 * last of the weight times every row of x. scratch: kPanelScratch bytes, 64-byte aligned.
+    /// Rows 16 * first .. 16 * last of the weight times every row of x. scratch: panel_scratch(), 64-byte aligned.
     void (*panel_linear)(const Panels& weight, const QuantizedRows& x, const LinearOutput& out, int64_t first, int64_t last,
                          void* scratch);
     /// w [n][w_stride] elements of a float kind times x [m][x_stride]: out column c is row c of w. For small m.

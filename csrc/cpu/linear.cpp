@@ -151,9 +151,10 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
                 if (few_rows && !adapters.empty()) adapters.prefetch(p, first, end);  // arrives during the product
                 if (is_panels(w)) {
                     const Panels panels = view_panels(w);
-                    kernels_.panel_linear(panels, quantizers.rows(panels, form_of(panels)),
+                    const QuantizedRows rows = quantizers.rows(panels, form_of(panels));
+                    kernels_.panel_linear(panels, rows,
                                           LinearOutput{part.y.data, part.y.stride, part.bias, part.accumulate}, first, end,
-                                          scratch(Scratch::unpacked, kPanelScratch));
+                                          scratch(Scratch::unpacked, panel_scratch(w.cols, rows.count, end - first)));
                 } else {
                     float_part(multiplied, part, first, end);
                 }

@@ -220,15 +220,16 @@ def test_several_parts_between_guards(make_ops, rng, precision, m):
 
 
 def test_a_row_has_the_same_result_in_any_batch(make_ops, rng):
-    """Within one code path; paths differ by rounding only."""
+    """Few rows or many, alone or in groups, 4,352 columns in one go or in pieces: bit for bit."""
     ops = make_ops(threads=3)
-    weight = make_weight(rng, "nf4", 130, 256)
-    x = rng.standard_normal((200, 256)).astype(np.float32)
-    whole = ops.linear(x, weight, None)
-    for rows in (1, 2, 3, 7, 64):
-        np.testing.assert_allclose(
-            ops.linear(x[:rows], weight, None), whole[:rows], rtol=0, atol=2e-6 * np.abs(whole).max()
-        )
+    for fmt, k in (("nf4", 256), ("nf4", 4352), ("q4_1", 4352), ("int8", 4352), ("f32", 4352)):
+        weight = make_weight(rng, fmt, 130, k)
+        x = rng.standard_normal((300, k)).astype(np.float32)
+        x[::5, 100] *= 1000
+        bias = rng.standard_normal(130).astype(np.float32)
+        whole = ops.linear(x, weight, bias)
+        for rows in (1, 2, 3, 7, 12, 64):
+            np.testing.assert_array_equal(ops.linear(x[:rows], weight, bias), whole[:rows], (fmt, k, rows))
 
 
 @pytest.mark.parametrize("precision", ["high", "fast"])

@@ -212,6 +212,7 @@ struct Piece {
     const float* offsets[kPanels];   // the same, or null
     int64_t blocks, groups;          // groups of a block
     F unit, inverse_unit;
+    bool begins, ends;               // with the first column, with the last
 };
 
 /// Where the rows of a tile are: integers, and what belongs to their blocks, [blocks][scale_stride].
@@ -222,9 +223,12 @@ struct TileRows {
     int64_t stride, scale_stride;
 };
 
-/// y[row] (+)= a piece times kRows rows. whole: all panels have 16 rows; first_terms: rows that are not added to what is there.
+/// y[row] (+)= panels times kRows rows. A piece that does not begin or end takes up or leaves its sums in carried
+/// [kRows][kPanels][16], so that pieces change no result. count: columns of y that are left; first_terms: rows that are not added
+/// to what is there.
 template <int kRows, int kPanels, class Reader>
-void tile(const Piece<kPanels>& piece, const TileRows& x, const LinearOutput& out, int64_t count, int64_t first_terms) {
+void tile(const Piece<kPanels>& piece, const TileRows& x, const LinearOutput& out, int64_t count, int64_t first_terms,
+          float* carried) {
     const uint8_t* levels[kPanels];
     for (int p = 0; p < kPanels; p++) levels[p] = piece.levels[p];
     const Strided rows = strided(x.values, x.stride);
@@ -234,6 +238,12 @@ void tile(const Piece<kPanels>& piece, const TileRows& x, const LinearOutput& ou
     for (int p = 0; p < kPanels; p++)
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; r++) acc[p][r] = zero16();
+    if (!piece.begins)
+#pragma GCC unroll 2
+        for (int p = 0; p < kPanels; p++)
+#pragma GCC unroll 16
+            for (int r = 0; r < kRows; r++) acc[p][r] = load16(carried + (r * kPanels + p) * kPanelRows);
+    const bool with_offsets = piece.offsets[0] != nullptr;
     int64_t offset = 0;  // of the group in a row, in bytes
     for (int64_t b = 0; b < blocks; b++) {
         I16 sum[kPanels][kRows];
@@ -248,13 +258,19 @@ void tile(const Piece<kPanels>& piece, const TileRows& x, const LinearOutput& ou
 #pragma GCC unroll 2
         for (int p = 0; p < kPanels; p++)
             add_scaled<kRows>(sum[p], load16(piece.scales[p] + b * kPanelRows), x.scales + b * x.scale_stride, acc[p]);
-    }
-    if (piece.offsets[0] != nullptr)
-        for (int64_t b = 0; b < blocks; b++)
+        if (with_offsets)
 #pragma GCC unroll 2
             for (int p = 0; p < kPanels; p++)
                 add_offsets<kRows>(mul(load16(piece.offsets[p] + b * kPanelRows), piece.inverse_unit),
                                    x.sums + b * x.scale_stride, acc[p]);
+    }
+    if (!piece.ends) {
+#pragma GCC unroll 2
+        for (int p = 0; p < kPanels; p++)
+#pragma GCC unroll 16
+            for (int r = 0; r < kRows; r++) store16(carried + (r * kPanels + p) * kPanelRows, acc[p][r]);
+        return;
+    }
 #pragma GCC unroll 2
     for (int p = 0; p < kPanels; p++)
         finish<kRows>(acc[p], piece.unit, x.rows, out, p * kPanelRows, count - p * kPanelRows, first_terms);
@@ -269,19 +285,19 @@ struct UpTo<0, kRest...> {
     using type = Sizes<kRest...>;
 };
 template <int kPanels>
-using Tile = void (*)(const Piece<kPanels>&, const TileRows&, const LinearOutput&, int64_t, int64_t);
+using Tile = void (*)(const Piece<kPanels>&, const TileRows&, const LinearOutput&, int64_t, int64_t, float*);
 template <class Reader, int kPanels, int... kSizes>
 inline Tile<kPanels> choose_tile(int64_t rows, Sizes<kSizes...>) {
     static constexpr Tile<kPanels> kTiles[] = {tile<kSizes, kPanels, Reader>...};
     return kTiles[rows - 1];
 }
 
-/// Rows [chunk, chunk + rows) times the blocks [b0, b1) of kPanels panels from `panel` on. unpacked: kPanelScratch bytes. ahead:
-/// bytes from the levels of this piece to those of the next one.
+/// Rows [chunk, chunk + rows) times the blocks [b0, b1) of kPanels panels from `panel` on. unpacked: kUnpackedBytes. ahead:
+/// bytes from the levels of this piece to those of the next one. carried: [rows][kPanels][16].
 template <int kPanels, class Reader>
 void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& output,
                         int64_t panel, int64_t b0, int64_t b1, int64_t chunk, int64_t rows, int64_t ahead,
-                        uint8_t* unpacked) {
+                        uint8_t* unpacked, float* carried) {
     const int64_t groups = w.block / kGroupCols, bytes = (b1 - b0) * groups * Reader::kGroupBytes;
     const int64_t panel_bytes = w.cols / kGroupCols * Reader::kGroupBytes;
     const int64_t tiles = (rows + kTileRows - 1) / kTileRows;  // of as equal a size as can be
@@ -290,6 +306,7 @@ void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRo
     PanelScales scales[kPanels];
     Piece<kPanels> piece;
     const uint8_t* next[kPanels];
+    piece.begins = b0 == 0, piece.ends = b1 == w.cols / w.block;
     piece.blocks = b1 - b0, piece.groups = groups, piece.unit = set(unit), piece.inverse_unit = set(1.0f / unit);
     for (int p = 0; p < kPanels; p++) {
         scales[p].begin(w, panel + p, kPanels);
@@ -310,7 +327,7 @@ void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRo
     }
     const int64_t n = panel * kPanelRows;
     LinearOutput out = output;
-    out.y += n, out.bias = output.bias == nullptr || b0 > 0 ? nullptr : output.bias + n;
+    out.y += n, out.bias = output.bias == nullptr ? nullptr : output.bias + n;
     const int64_t least = rows / tiles, larger = rows % tiles;  // the first ones have a row more
     const int64_t lines = few ? 0 : (bytes / 64 + tiles - 1) / tiles;
     int64_t row = chunk;
@@ -320,7 +337,7 @@ void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRo
         for (int p = 0; p < kPanels; p++)
             for (int64_t i = lines * t; i < lines * (t + 1); i++) prefetch_far(next[p] + i * 64);
         // The output arrives while the products are made: waiting for it afterwards cost a tenth of the time.
-        for (int64_t r = row; r < row + count; r++)
+        for (int64_t r = row; r < row + count && piece.ends; r++)
             for (int p = 0; p < kPanels; p++) prefetch_write(out.y + x.rows[r] * out.stride + p * kPanelRows);
         const TileRows from{x.values + row * x.stride + b0 * groups * Reader::kVectors * 4,
                             x.scales + at,
@@ -330,7 +347,8 @@ void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRo
                             x.stride,
                             x.scale_stride};
         choose_tile<Reader, kPanels>(count, typename UpTo<kTileRows>::type{})(piece, from, out, w.rows - n,
-                                                                              b0 == 0 ? x.main_count - row : 0);
+                                                                              x.main_count - row, carried);
+        carried += count * kPanels * kPanelRows;
         row += count;
     }
 }
@@ -348,6 +366,7 @@ inline QuantizedRows part_of(const QuantizedRows& x, int64_t begin, int64_t coun
 template <class Reader>
 void many_rows(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& out, int64_t first,
                int64_t last, int64_t all_rows, uint8_t* unpacked) {
+    auto* const sums = reinterpret_cast<float*>(unpacked + kUnpackedBytes);  // [panels][rows of a chunk][16] of unfinished pieces
     if (x.count == 0) return;
     // Chunks and pieces of as equal a size as can be: a few rows left over would be as dear as a whole chunk. Chunks are whole
     // tiles but for the last.
@@ -359,28 +378,30 @@ void many_rows(const Panels& w, const Reader& reader, const QuantizedRows& x, co
     const int64_t chunk_rows = ((x.count + chunks - 1) / chunks + kTileRows - 1) / kTileRows * kTileRows;
     const int64_t block_bytes = w.block / kGroupCols * Reader::kGroupBytes, panel_bytes = blocks * block_bytes;
     const auto begin_of = [&](int64_t piece) { return blocks * piece / pieces; };
-    const auto run = [&](int64_t panel, int64_t piece, int64_t chunk, int64_t ahead) {
+    const auto run = [&](int64_t panel, int64_t piece, int64_t chunk, int64_t ahead, float* carried) {
         const int64_t rows = min_of(chunk_rows, x.count - chunk), b0 = begin_of(piece), b1 = begin_of(piece + 1);
         if (panel + kTilePanels <= last)
-            panels_times_chunk<kTilePanels>(w, reader, x, out, panel, b0, b1, chunk, rows, ahead, unpacked);
+            panels_times_chunk<kTilePanels>(w, reader, x, out, panel, b0, b1, chunk, rows, ahead, unpacked, carried);
         else
-            for (int64_t p = panel; p < last; p++)
-                panels_times_chunk<1>(w, reader, x, out, p, b0, b1, chunk, rows, ahead, unpacked);
+            for (int64_t p = panel; p < last; p++, carried += rows * kPanelRows)
+                panels_times_chunk<1>(w, reader, x, out, p, b0, b1, chunk, rows, ahead, unpacked, carried);
     };
     if (all_rows <= kMemoryRows) {  // one chunk; levels in the order of memory, a little at a time
+        alignas(64) float carried[kMemoryRows * kTilePanels * kPanelRows];
         for (int64_t panel = first; panel < last; panel += kTilePanels)
             for (int64_t piece = 0; piece < pieces; piece++) {
                 const bool ends = piece + 1 == pieces;
                 run(panel, piece, 0,
                     ends ? kTilePanels * panel_bytes - begin_of(piece) * block_bytes
-                         : (begin_of(piece + 1) - begin_of(piece)) * block_bytes);
+                         : (begin_of(piece + 1) - begin_of(piece)) * block_bytes,
+                    carried);
             }
         return;
     }
     for (int64_t chunk = 0; chunk < x.count; chunk += chunk_rows)
         for (int64_t piece = 0; piece < pieces; piece++)
             for (int64_t panel = first; panel < last; panel += kTilePanels)
-                run(panel, piece, chunk, kTilePanels * panel_bytes);
+                run(panel, piece, chunk, kTilePanels * panel_bytes, sums + (panel - first) * chunk_rows * kPanelRows);
 }
 
 template <int kRows, class Reader>
