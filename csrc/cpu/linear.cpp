@@ -142,7 +142,8 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
         if (adapts_rows) adapters.multiply_rows(first, last);
     };
     // The products, 16 outputs of a part at a time, and on top of them what its adapters add.
-    const auto multiply = [&](const Quantizers& quantizers, int64_t first, int64_t last, int64_t first_row, int64_t last_row) {
+    const auto multiply = [&](const Quantizers& quantizers, int64_t first, int64_t last, int64_t first_row,
+                              int64_t last_row) {
         for (size_t p = 0; p < parts.size() && last > 0; p++) {
             const LinearPart& part = parts[p];
             const Weight& w = *part.weight;
@@ -152,8 +153,8 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
                 if (is_panels(w)) {
                     const Panels panels = view_panels(w);
                     const QuantizedRows rows = quantizers.rows(panels, form_of(panels));
-                    kernels_.panel_linear(panels, rows,
-                                          LinearOutput{part.y.data, part.y.stride, part.bias, part.accumulate}, first, end,
+                    kernels_.panel_linear(panels, rows, LinearOutput{part.y.data, part.y.stride, part.bias, part.accumulate},
+                                          first, end,
                                           scratch(Scratch::unpacked, panel_scratch(w.cols, rows.count, end - first)));
                 } else {
                     float_part(multiplied, part, first, end);

@@ -318,8 +318,7 @@ private:
         } else {
             row.values.resize(cols), row.words.resize(cols);
             weight_.storage->decode_row(weight_, r, row.values.data());
-            return round_row(row.values.data(), weight_.cols, tables_->source_block, row.words.data(),
-                             row.scales.data());
+            return round_row(row.values.data(), weight_.cols, tables_->source_block, row.words.data(), row.scales.data());
         }
         return true;
     }

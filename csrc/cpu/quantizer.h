@@ -62,9 +62,7 @@ public:
     Quantizers(const Wanted& wanted, int64_t first, int64_t count, int64_t cols, char* memory);
     void quantize(const Kernels& kernels, int64_t r, const float* row);
     /// What panels that were added to `wanted` are multiplied with.
-    QuantizedRows rows(const Panels& panels, ActivationForm form) const {
-        return of_[wanted_.index(panels, form)]->rows();
-    }
+    QuantizedRows rows(const Panels& panels, ActivationForm form) const { return of_[wanted_.index(panels, form)]->rows(); }
 
 private:
     const Wanted& wanted_;

@@ -49,7 +49,8 @@ bool round_row(const float* values, int64_t cols, int64_t block, int16_t* words,
         // Rounded against the stored scale, which may be subnormal; in float64, where its inverse is finite.
         const double inverse = scales[b] == 0 ? 0 : 1.0 / double(scales[b]);
         for (int64_t i = 0; i < block; i++)
-            words[i] = int16_t(std::clamp(std::nearbyint(double(values[i]) * inverse), double(-kLargestWord), double(kLargestWord)));
+            words[i] = int16_t(
+                std::clamp(std::nearbyint(double(values[i]) * inverse), double(-kLargestWord), double(kLargestWord)));
     }
     return true;
 }

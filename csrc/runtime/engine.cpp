@@ -14,9 +14,9 @@ namespace halfbyte {
 
 namespace {
 
-// Sequences are run together up to so many tokens for each thread, and in all: enough that each has rows of its own, few enough
-// that what one layer writes is in the cache when the next one reads it.
-constexpr int64_t kThreadTokens = 512, kLeastTokens = 1024, kMostTokens = 4096;
+// Sequences are run together up to so many tokens. On the host so many for each thread: enough that each has rows of its own, few
+// enough that what one layer writes is in the cache when the next one reads it.
+constexpr int64_t kDeviceTokens = 2048, kThreadTokens = 512, kLeastTokens = 1024, kMostTokens = 4096;
 // Logits leave the device in pieces of at most this many numbers (64 MiB).
 constexpr int64_t kLogitsChunk = int64_t(1) << 24;
 // Scratch memory kept for the next calls, in all; what goes beyond is freed after use.
@@ -162,7 +162,8 @@ void Engine::run(const TokenBatch& batch, FunctionRef<void(const Chunk&)> consum
     check(batch);
     const bool has_types = info().token_types > 0 && !batch.token_types.empty();
     const WorkspaceLease workspace(*this);
-    const int64_t most_rows = std::clamp(kThreadTokens * device_->host_pool().threads(), kLeastTokens, kMostTokens);
+    const int64_t of_threads = kThreadTokens * device_->host_pool().threads();
+    const int64_t most_rows = device_->memory_is_host() ? std::clamp(of_threads, kLeastTokens, kMostTokens) : kDeviceTokens;
     // Of a chunk, rows that adapters put in front of a sequence included:
     std::vector<int32_t> tokens, positions, types, row_of;
     std::vector<const AdapterMix*> mix_of;

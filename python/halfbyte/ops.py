@@ -73,7 +73,8 @@ def quantize(
     Args:
         weight: [out, in], as ``torch.nn.Linear.weight``.
         format: "nf4" or "fp4" (bit for bit as bitsandbytes), "int8" (a row of up to 512, or
-            blocks of 512, 256, ... 32, the largest that divides in), "q8_0" (bit for bit as gguf: blocks of 32), "f32", "f16", "bf16".
+            blocks of 512, 256, ... 32, the largest that divides in), "q8_0" (bit for bit as gguf:
+            blocks of 32), "f32", "f16", "bf16".
         blocksize: elements per scale of nf4 and fp4: 32, 64, ..., 4096. Other formats have none to choose.
         double_quant: nf4 and fp4: store the scales as bytes (4.13 bits a weight in place of 4.5).
 

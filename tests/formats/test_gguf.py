@@ -116,7 +116,9 @@ def test_encode_q8_0() -> None:
     np.testing.assert_array_equal(_core.quantize(tiny, "q8_0", 64, False).dequantize(), 0 * tiny)
 
 
-@pytest.mark.parametrize(("cols", "block"), [(96, 96), (512, 512), (544, 32), (576, 64), (640, 128), (768, 256), (1536, 512)])
+@pytest.mark.parametrize(
+    ("cols", "block"), [(96, 96), (512, 512), (544, 32), (576, 64), (640, 128), (768, 256), (1536, 512)]
+)
 def test_encode_int8(cols: int, block: int) -> None:
     """Against numpy: the greatest of a block is 127, the others are rounded by the scale that is stored."""
     source = random_weight(37, cols, 3)

@@ -235,10 +235,10 @@ def test_a_row_has_the_same_result_in_any_batch(make_ops, rng):
 @pytest.mark.parametrize("precision", ["high", "fast"])
 @pytest.mark.parametrize("fmt", ["nf4", "fp4-32", "int8", "int8_rows", "q8_0", "f32"])
 def test_sums_at_their_largest(make_ops, fmt, precision):
-    """Every level and every activation of a block at its limit, with one sign: int32 must not overflow, in few rows or many.
+    """Every level and every activation of a block at its limit, with one sign: int32 must not overflow.
 
-    A level is at most half a step away: the sum of 128 words allows steps of 1 / 1364, a table in bytes has at least 120.
-    The activations are exact; 20 float32 roundings are more than there are. A sum that overflows is off by its own size.
+    A level is at most half a step away: the sum of 128 words allows steps of 1 / 1364, a table in bytes at least 120.
+    The activations are exact; 20 float32 roundings are more than there are. A sum that overflows is off by itself.
     """
     for k in (32, 64, 384, 512):
         values = np.ones((32, k), np.float32)
@@ -262,7 +262,7 @@ def test_sums_at_their_largest(make_ops, fmt, precision):
 @pytest.mark.parametrize("precision", ["high", "fast"])
 @pytest.mark.parametrize("fmt", ["nf4", "int8", "q4_1", "f32"])
 def test_many_rows_have_the_same_result_with_any_number_of_threads(make_ops, rng, fmt, precision):
-    """Rows and outputs are shared out differently; 4,352 columns are several pieces, and some rows have second terms."""
+    """They are shared out differently; 4,352 columns are several pieces, and some rows have second terms."""
     weight = make_weight(rng, fmt, 40, 4352)
     x = rng.standard_normal((330, 4352)).astype(np.float32)
     x[::7, 100::500] *= 1000

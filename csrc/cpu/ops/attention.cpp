@@ -149,7 +149,8 @@ void attend_tile(const AttentionTask& t, const Work& work, int64_t block, int64_
     }
     shrink_of<kRows>(before, peaks, shrink);
     for (int r = 0; r < kRows; r++) {
-        const float sum = weigh<Kv>(work.scores + r * kScoreBlock, seen[r], Kv::kScaled ? t.v_scales + block : nullptr, peaks[r]);
+        const float sum =
+            weigh<Kv>(work.scores + r * kScoreBlock, seen[r], Kv::kScaled ? t.v_scales + block : nullptr, peaks[r]);
         work.maxima[row + r] = peaks[r];
         work.weights[row + r] = work.weights[row + r] * shrink[r] + sum;
     }

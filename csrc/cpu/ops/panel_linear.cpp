@@ -77,8 +77,8 @@ __attribute__((noinline)) void finish_part(const float* sums, int64_t count, con
 /// y[rows[r]][n ..] = acc[r] of kRows rows, in units of the levels; count: columns that are left. Rows from first_terms on are
 /// added to what is there and get no bias.
 template <int kRows>
-inline __attribute__((always_inline)) void finish(const F16* acc, F unit, const int32_t* rows, const LinearOutput& out, int64_t n, int64_t count,
-                   int64_t first_terms) {
+inline __attribute__((always_inline)) void finish(const F16* acc, F unit, const int32_t* rows, const LinearOutput& out,
+                                                  int64_t n, int64_t count, int64_t first_terms) {
     const float* const all_bias = out.bias == nullptr ? nullptr : out.bias + n;
     float* const y = out.y + n;
     const int64_t stride = out.stride;
@@ -212,7 +212,7 @@ struct Piece {
     const float* offsets[kPanels];   // the same, or null
     int64_t blocks, groups;          // groups of a block
     F unit, inverse_unit;
-    bool begins, ends;               // with the first column, with the last
+    bool begins, ends;  // with the first column, with the last
 };
 
 /// Where the rows of a tile are: integers, and what belongs to their blocks, [blocks][scale_stride].
@@ -296,8 +296,8 @@ inline Tile<kPanels> choose_tile(int64_t rows, Sizes<kSizes...>) {
 /// bytes from the levels of this piece to those of the next one. carried: [rows][kPanels][16].
 template <int kPanels, class Reader>
 void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& output,
-                        int64_t panel, int64_t b0, int64_t b1, int64_t chunk, int64_t rows, int64_t ahead,
-                        uint8_t* unpacked, float* carried) {
+                        int64_t panel, int64_t b0, int64_t b1, int64_t chunk, int64_t rows, int64_t ahead, uint8_t* unpacked,
+                        float* carried) {
     const int64_t groups = w.block / kGroupCols, bytes = (b1 - b0) * groups * Reader::kGroupBytes;
     const int64_t panel_bytes = w.cols / kGroupCols * Reader::kGroupBytes;
     const int64_t tiles = (rows + kTileRows - 1) / kTileRows;  // of as equal a size as can be
@@ -366,7 +366,8 @@ inline QuantizedRows part_of(const QuantizedRows& x, int64_t begin, int64_t coun
 template <class Reader>
 void many_rows(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& out, int64_t first,
                int64_t last, int64_t all_rows, uint8_t* unpacked) {
-    auto* const sums = reinterpret_cast<float*>(unpacked + kUnpackedBytes);  // [panels][rows of a chunk][16] of unfinished pieces
+    auto* const sums =
+        reinterpret_cast<float*>(unpacked + kUnpackedBytes);  // [panels][rows of a chunk][16] of unfinished pieces
     if (x.count == 0) return;
     // Chunks and pieces of as equal a size as can be: a few rows left over would be as dear as a whole chunk. Chunks are whole
     // tiles but for the last.

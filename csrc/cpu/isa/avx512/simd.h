@@ -138,7 +138,11 @@ inline __m512i broadcast4(const Strided& at, int64_t offset) {
     else
         asm volatile("vpbroadcastd %c3(%1,%2), %0"
                      : "=v"(x)
-                     : "r"(p), "r"(kRow == 1 ? at.s1 : kRow == 3 ? at.s3 : at.s5), "i"(kWithin));
+                     : "r"(p),
+                       "r"(kRow == 1   ? at.s1
+                           : kRow == 3 ? at.s3
+                                       : at.s5),
+                       "i"(kWithin));
     return x;
 }
 #ifdef __AVX512VNNI__
