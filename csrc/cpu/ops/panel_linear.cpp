@@ -353,26 +353,16 @@ void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRo
     }
 }
 
-/// Rows [begin, begin + count) of x.
-inline QuantizedRows part_of(const QuantizedRows& x, int64_t begin, int64_t count) {
-    QuantizedRows part = x;
-    part.values += begin * x.stride;
-    part.scales += begin, part.sums += begin, part.starts += begin, part.rows += begin;
-    part.count = count, part.main_count = min_of(count, max_of(x.main_count - begin, 0));
-    return part;
-}
-
-/// Rows that are all of them first terms or all second; all_rows: of first terms.
+/// Chunk after chunk: second terms come last, and find what the first ones gave.
 template <class Reader>
 void many_rows(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& out, int64_t first,
-               int64_t last, int64_t all_rows, uint8_t* unpacked) {
-    auto* const sums =
-        reinterpret_cast<float*>(unpacked + kUnpackedBytes);  // [panels][rows of a chunk][16] of unfinished pieces
-    if (x.count == 0) return;
+               int64_t last, uint8_t* unpacked) {
+    // [panels][rows of a chunk][16] of unfinished pieces
+    auto* const sums = reinterpret_cast<float*>(unpacked + kUnpackedBytes);
     // Chunks and pieces of as equal a size as can be: a few rows left over would be as dear as a whole chunk. Chunks are whole
     // tiles but for the last.
     const int64_t blocks = w.cols / w.block, bytes = Reader::kVectors == 4 ? 2 : 1;  // of a column
-    const int64_t most_cols = all_rows <= kMemoryRows ? kShortCols : kPieceCols / bytes;
+    const int64_t most_cols = x.count <= kMemoryRows ? kShortCols : kPieceCols / bytes;
     const int64_t most = max_of(1, most_cols / w.block), pieces = (blocks + most - 1) / most;
     const int64_t most_rows = max_of(kLeastChunk, kChunkBytes * pieces / (w.cols * bytes));
     const int64_t chunks = (x.count + most_rows - 1) / most_rows;
@@ -387,7 +377,7 @@ void many_rows(const Panels& w, const Reader& reader, const QuantizedRows& x, co
             for (int64_t p = panel; p < last; p++, carried += rows * kPanelRows)
                 panels_times_chunk<1>(w, reader, x, out, p, b0, b1, chunk, rows, ahead, unpacked, carried);
     };
-    if (all_rows <= kMemoryRows) {  // one chunk; levels in the order of memory, a little at a time
+    if (x.count <= kMemoryRows) {  // one chunk; levels in the order of memory, a little at a time
         alignas(64) float carried[kMemoryRows * kTilePanels * kPanelRows];
         for (int64_t panel = first; panel < last; panel += kTilePanels)
             for (int64_t piece = 0; piece < pieces; piece++) {
@@ -420,14 +410,7 @@ template <class Reader>
 void any_rows(const Panels& w, const Reader& reader, const QuantizedRows& x, const LinearOutput& out, int64_t first,
               int64_t last, uint8_t* unpacked) {
     if (x.count <= kDirectRows) return few_rows<kDirectRows>(w, reader, x, out, first, last);
-    // What becomes of a row does not depend on how many others have second terms.
-    const QuantizedRows parts[] = {part_of(x, 0, x.main_count), part_of(x, x.main_count, x.count - x.main_count)};
-    for (const QuantizedRows& part : parts) {
-        if (x.main_count > kDirectRows)
-            many_rows(w, reader, part, out, first, last, x.main_count, unpacked);
-        else if (part.count > 0)
-            few_rows<kDirectRows>(w, reader, part, out, first, last);
-    }
+    many_rows(w, reader, x, out, first, last, unpacked);
 }
 
 }  // namespace
