@@ -16,11 +16,15 @@ constexpr int kGroupCols = 8;
 constexpr int kPieceCols = 4096;
 /// Bytes in which up to two panels are unpacked.
 constexpr int64_t kUnpackedBytes = 2 * kPanelRows * kPieceCols;
+/// Rows of whole tiles, for every instruction set.
+constexpr int64_t kWholeTiles = 12;
+/// Up to so many rows, the memory is as busy as the multiplier: panel_linear() takes a little at a time.
+constexpr int64_t kMemoryRows = 48;
 /// What panel_linear() needs beside its operands for so many rows (with second terms) and panels: that, and the sums of columns
 /// that come in several pieces.
 constexpr size_t panel_scratch(int64_t cols, int64_t rows, int64_t panels) {
-    constexpr int64_t kMostTile = 12;
-    const int64_t sums = cols <= kPieceCols / 2 ? 0 : (rows + kMostTile) * panels * kPanelRows;
+    const bool in_pieces = rows > kMemoryRows && cols > kPieceCols / 2;
+    const int64_t sums = in_pieces ? (rows + kWholeTiles) * panels * kPanelRows : 0;
     return size_t(kUnpackedBytes) + size_t(sums) * sizeof(float);
 }
 /// Largest integer that stands for an activation where levels are codes, and for a level in blocks of 32 or 64. The products of

@@ -20,7 +20,6 @@ constexpr int64_t kLineFloats = 16;                 // of a line of the cache
 constexpr int64_t kManyRows = 9;                    // from here on panels are multiplied
 constexpr int64_t kRowsOfThread = 96;               // from here on each thread takes rows of its own
 constexpr int64_t kGroupRows = 256;                 // at a time, at most
-constexpr int64_t kTiles = 12;                      // rows of whole tiles, for every instruction set
 constexpr int64_t kTogether = 2;                    // at a time: a thread that is left with one is slow
 
 int64_t panels_of(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
@@ -116,10 +115,12 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
                "], weight [", w.rows, ", ", w.cols, "], y [", part.y.rows, ", ", part.y.cols, "]");
         expect(!is_panels(w) || is_panels(w, isa_),
                "linear: the weight was uploaded to a device with another instruction set");
-        if (is_panels(w))
-            wanted.add(view_panels(w), form_of(view_panels(w)));
-        else
+        if (is_panels(w)) {
+            const Panels panels = view_panels(w);
+            wanted.add(panels, form_of(panels));
+        } else {
             floats = true;
+        }
         units += panels_of(w.rows);
         work += w.rows * x.rows * x.cols;
     }
@@ -174,7 +175,7 @@ void CpuDevice::linear(const LinearInput& input, std::span<const LinearPart> par
         const int64_t threads = pool_.threads(), least = (x.rows + kGroupRows - 1) / kGroupRows;
         const int64_t groups = (least + threads - 1) / threads * threads;
         const auto begin_of = [&](int64_t group) {
-            return std::min(x.rows, (x.rows * group / groups + kTiles - 1) / kTiles * kTiles);
+            return std::min(x.rows, (x.rows * group / groups + kWholeTiles - 1) / kWholeTiles * kWholeTiles);
         };
         pool_.parallel_for(groups, 1, [&](int64_t first, int64_t last) {
             for (int64_t group = first; group < last; group++) {

@@ -75,8 +75,8 @@ QuantizedRows Quantizer::rows() const {
 
 void Quantizers::Wanted::add(const Panels& panels, ActivationForm form) {
     size_t at = index(panels, form);
-    if (at == kinds_.size()) {
-        if (used_ == kinds_.size()) fail(ErrorCode::internal, "linear: weights in more than ", used_, " kinds of blocks");
+    if (at == kMost) {
+        if (used_ == kMost) fail(ErrorCode::internal, "linear: weights in more than ", used_, " kinds of blocks");
         at = used_++;
         kinds_[at] = {form, panels.block, false};
     }
@@ -86,7 +86,7 @@ void Quantizers::Wanted::add(const Panels& panels, ActivationForm form) {
 size_t Quantizers::Wanted::index(const Panels& panels, ActivationForm form) const {
     for (size_t i = 0; i < used_; i++)
         if (kinds_[i].form == form && kinds_[i].block == panels.block) return i;
-    return kinds_.size();
+    return kMost;
 }
 
 size_t Quantizers::Wanted::bytes(int64_t rows, int64_t cols) const {

@@ -54,8 +54,9 @@ public:
             int64_t block;
             bool sums;  // of activations, which offsets are multiplied with
         };
-        size_t index(const Panels& panels, ActivationForm form) const;  // size of kinds_ where there is none
-        std::array<Kind, 8> kinds_;
+        static constexpr size_t kMost = 8;
+        size_t index(const Panels& panels, ActivationForm form) const;  // kMost where there is none
+        std::array<Kind, kMost> kinds_;
         size_t used_ = 0;
     };
     /// As Quantizer(); memory: wanted.bytes(count, cols). `wanted` outlives this.
@@ -66,7 +67,7 @@ public:
 
 private:
     const Wanted& wanted_;
-    std::array<std::optional<Quantizer>, 8> of_;
+    std::array<std::optional<Quantizer>, Wanted::kMost> of_;
 };
 
 }  // namespace halfbyte::cpu

@@ -293,11 +293,11 @@ Weight encode_q8_0(const Source& source, ThreadPool& pool) {
 /// A level is rounded against the scale that is stored.
 Weight encode_int8(const Source& source, ThreadPool& pool) {
     const int64_t cols = source.cols;
-    if (cols % 32 != 0) {
+    const int64_t size = int8_block(cols);
+    if (size == 0) {
         fail(ErrorCode::invalid_argument, "quantize to int8: ", cols, " columns, expected a multiple of 32");
     }
     constexpr int kMost = 127;
-    const int64_t size = int8_block(cols);
     Weight weight;
     weight.rows = source.rows, weight.cols = cols, weight.storage = &int8_storage(), weight.block_size = int32_t(size);
     const int64_t blocks = weight.size() / size;

@@ -42,16 +42,11 @@ inline int64_t high_key(const AttentionTask& t, int64_t i) {
     return t.causal || t.window > 0 ? min_of(t.last_key, t.first_position + i + 1) : t.last_key;
 }
 
-/// Keys of a block: [begin, end), whole vectors, of which a row sees [first, last).
-struct Seen {
-    int64_t begin, end, first, last;
-};
-
-/// Scores of one row as the softmax takes them, -infinity for keys outside. Returns their maximum, at least `maximum`.
+/// Scores of one row against keys [first, last) of [begin, end), whole vectors, as the softmax takes them: -infinity for keys
+/// outside. Returns their maximum, at least `maximum`.
 template <class Kv>
-inline float finish_scores(const AttentionTask& t, float* scores, const Seen& seen, const float* bias, const float* k_scales,
-                           float maximum) {
-    const int64_t begin = seen.begin, end = seen.end;
+inline float finish_scores(const AttentionTask& t, float* scores, int64_t begin, int64_t end, int64_t first, int64_t last,
+                           const float* bias, const float* k_scales, float maximum) {
     if constexpr (Kv::kScaled)
         for (int64_t i = begin; i < end; i += kF) store(scores + i, load(scores + i) * load(k_scales + i));
     if (t.softcap > 0) {
@@ -59,9 +54,9 @@ inline float finish_scores(const AttentionTask& t, float* scores, const Seen& se
         for (int64_t i = begin; i < end; i += kF) store(scores + i, cap * vtanh(load(scores + i) * inverse));
     }
     if (bias != nullptr)
-        for (int64_t i = seen.first; i < seen.last; i++) scores[i] += bias[i];
-    for (int64_t i = begin; i < seen.first; i++) scores[i] = -HUGE_VALF;
-    for (int64_t i = seen.last; i < end; i++) scores[i] = -HUGE_VALF;
+        for (int64_t i = first; i < last; i++) scores[i] += bias[i];
+    for (int64_t i = begin; i < first; i++) scores[i] = -HUGE_VALF;
+    for (int64_t i = last; i < end; i++) scores[i] = -HUGE_VALF;
     F peaks = set(maximum);
     for (int64_t i = begin; i < end; i += kF) peaks = vmax(load(scores + i), peaks);  // keeps `peaks` where a score is NaN
     return reduce_max(peaks);
@@ -69,8 +64,7 @@ inline float finish_scores(const AttentionTask& t, float* scores, const Seen& se
 
 /// Scores of one row -> their weights exp(score - peak) in place. Returns the sum of the weights.
 template <class Kv>
-inline float weigh(float* scores, const Seen& seen, const float* v_scales, float peak) {
-    const int64_t begin = seen.begin, end = seen.end;
+inline float weigh(float* scores, int64_t begin, int64_t end, const float* v_scales, float peak) {
     F total = zero();
     if (peak == -HUGE_VALF) {  // nothing visible so far: all weights are zero, unless a score is NaN
         for (int64_t i = begin; i < end; i += kF) {
@@ -133,7 +127,6 @@ void attend_tile(const AttentionTask& t, const Work& work, int64_t block, int64_
 
     // Step by step for all rows: the steps of one row wait for each other.
     constexpr int kWhole = (kRows + kF - 1) / kF * kF;
-    Seen seen[kRows];
     float before[kWhole], peaks[kWhole], shrink[kWhole];
     for (int r = kRows; r < kWhole; r++) before[r] = peaks[r] = 0;
     int64_t query = first_query, head = row % t.group;
@@ -141,16 +134,15 @@ void attend_tile(const AttentionTask& t, const Work& work, int64_t block, int64_
         const int64_t first = min_of(max_of(low_key(t, query) - block, begin), end);
         const int64_t last = max_of(first, min_of(high_key(t, query) - block, end));
         const float* bias = t.bias == nullptr ? nullptr : t.bias + head * t.bias_head_stride + query * t.keys + block;
-        seen[r] = {begin, end, first, last};
         before[r] = work.maxima[row + r];
-        peaks[r] = finish_scores<Kv>(t, work.scores + r * kScoreBlock, seen[r], bias,
+        peaks[r] = finish_scores<Kv>(t, work.scores + r * kScoreBlock, begin, end, first, last, bias,
                                      Kv::kScaled ? t.k_scales + block : nullptr, before[r]);
         if (++head == t.group) head = 0, query++;
     }
     shrink_of<kRows>(before, peaks, shrink);
     for (int r = 0; r < kRows; r++) {
         const float sum =
-            weigh<Kv>(work.scores + r * kScoreBlock, seen[r], Kv::kScaled ? t.v_scales + block : nullptr, peaks[r]);
+            weigh<Kv>(work.scores + r * kScoreBlock, begin, end, Kv::kScaled ? t.v_scales + block : nullptr, peaks[r]);
         work.maxima[row + r] = peaks[r];
         work.weights[row + r] = work.weights[row + r] * shrink[r] + sum;
     }

@@ -11,10 +11,10 @@ namespace {
 
 constexpr int64_t kChunkBytes = 768 * 1024;  // of the columns of a piece, in rows that are multiplied with it together
 constexpr int64_t kLeastChunk = 96;          // rows; for fewer, unpacking a piece is dear
-constexpr int64_t kMemoryRows = 48;          // up to so many rows, the memory is as busy as the multiplier
-constexpr int64_t kShortCols = 256;          // of a piece then: a little work for a little memory
+constexpr int64_t kShortCols = 256;          // of a piece for kMemoryRows: a little work for a little memory
 constexpr int64_t kDirectCols = 512;  // whose scales are made ready at a time where rows are few: they stay in the L1 cache
 constexpr int64_t kPrefetchBytes = 8192;
+static_assert(kWholeTiles % kTileRows == 0);
 
 // A reader takes a group of 8 columns x 16 rows of levels apart into kVectors vectors, each of which is multiplied by 4 bytes
 // of activations: pairs of int16 (precision high) or quads of bytes (precision fast). kInPlace: the levels lie in memory as they
@@ -215,20 +215,10 @@ struct Piece {
     bool begins, ends;  // with the first column, with the last
 };
 
-/// Where the rows of a tile are: integers, and what belongs to their blocks, [blocks][scale_stride].
-struct TileRows {
-    const uint8_t* values;
-    const float *scales, *sums;
-    const int32_t *starts, *rows;
-    int64_t stride, scale_stride;
-};
-
-/// y[row] (+)= panels times kRows rows. A piece that does not begin or end takes up or leaves its sums in carried
-/// [kRows][kPanels][16], so that pieces change no result. count: columns of y that are left; first_terms: rows that are not added
-/// to what is there.
+/// y[row] (+)= panels times the first kRows rows of x, whose integers and blocks begin where the piece does. A piece that does not begin or end takes up or leaves its sums in carried
+/// [kRows][kPanels][16], so that pieces change no result. count: columns of y that are left.
 template <int kRows, int kPanels, class Reader>
-void tile(const Piece<kPanels>& piece, const TileRows& x, const LinearOutput& out, int64_t count, int64_t first_terms,
-          float* carried) {
+void tile(const Piece<kPanels>& piece, const QuantizedRows& x, const LinearOutput& out, int64_t count, float* carried) {
     const uint8_t* levels[kPanels];
     for (int p = 0; p < kPanels; p++) levels[p] = piece.levels[p];
     const Strided rows = strided(x.values, x.stride);
@@ -273,7 +263,7 @@ void tile(const Piece<kPanels>& piece, const TileRows& x, const LinearOutput& ou
     }
 #pragma GCC unroll 2
     for (int p = 0; p < kPanels; p++)
-        finish<kRows>(acc[p], piece.unit, x.rows, out, p * kPanelRows, count - p * kPanelRows, first_terms);
+        finish<kRows>(acc[p], piece.unit, x.rows, out, p * kPanelRows, count - p * kPanelRows, x.main_count);
 }
 
 template <int... kSizes>
@@ -285,7 +275,7 @@ struct UpTo<0, kRest...> {
     using type = Sizes<kRest...>;
 };
 template <int kPanels>
-using Tile = void (*)(const Piece<kPanels>&, const TileRows&, const LinearOutput&, int64_t, int64_t, float*);
+using Tile = void (*)(const Piece<kPanels>&, const QuantizedRows&, const LinearOutput&, int64_t, float*);
 template <class Reader, int kPanels, int... kSizes>
 inline Tile<kPanels> choose_tile(int64_t rows, Sizes<kSizes...>) {
     static constexpr Tile<kPanels> kTiles[] = {tile<kSizes, kPanels, Reader>...};
@@ -339,15 +329,11 @@ void panels_times_chunk(const Panels& w, const Reader& reader, const QuantizedRo
         // The output arrives while the products are made: waiting for it afterwards cost a tenth of the time.
         for (int64_t r = row; r < row + count && piece.ends; r++)
             for (int p = 0; p < kPanels; p++) prefetch_write(out.y + x.rows[r] * out.stride + p * kPanelRows);
-        const TileRows from{x.values + row * x.stride + b0 * groups * Reader::kVectors * 4,
-                            x.scales + at,
-                            x.sums + at,
-                            x.starts + at,
-                            x.rows + row,
-                            x.stride,
-                            x.scale_stride};
-        choose_tile<Reader, kPanels>(count, typename UpTo<kTileRows>::type{})(piece, from, out, w.rows - n,
-                                                                              x.main_count - row, carried);
+        QuantizedRows from = x;
+        from.values += row * x.stride + b0 * groups * Reader::kVectors * 4;
+        from.scales += at, from.sums += at, from.starts += at, from.rows += row;
+        from.count = count, from.main_count -= row;
+        choose_tile<Reader, kPanels>(count, typename UpTo<kTileRows>::type{})(piece, from, out, w.rows - n, carried);
         carried += count * kPanels * kPanelRows;
         row += count;
     }

@@ -1,5 +1,5 @@
 // Activations as integers with a scale per block: 14 to 16 bits (1e-4 of relative error or less where they are spread like a normal
-// distribution; a bf16 has 1.6e-3, and a second term follows for rows whose outliers would cost more: cpu/linear.cpp decides), or
+// distribution; a bf16 has 1.6e-3, and a second term follows for rows whose outliers would cost more: cpu/quantizer.cpp decides), or
 // 8 bits (5e-3) for precision "fast".
 #include "cpu/ops/ops.h"
 
